@@ -30,7 +30,7 @@ class QType:
 
     Args:
         bits: 2 to 16, true width; the container is the next of int8/uint8/int16/uint16.
-        signed: two's complement if true. Signed *weights* use the symmetric range, activations the full one.
+        signed: two's complement if true; the full range is used, -8 to 7 for 4 bits.
         axis: the axis that has one scale per index, or None for one scale per tensor.
         scale: ``pow2`` (scale == 2**-frac) or ``float``.
     """
@@ -122,6 +122,14 @@ class TensorQuant:
         codes = np.rint(scaled) + self._spread(self.zero_point, x.ndim)
         return np.clip(codes, self.qtype.lo, self.qtype.hi).astype(self.qtype.dtype)
 
+    def fake(self, x: FloatArray) -> FloatArray:
+        """``dequantise(quantise(x))`` in float32 without the detour over codes; exact for pow2 scales."""
+        scale = self._spread(self.scale.astype(np.float32), x.ndim)
+        zero = self._spread(self.zero_point.astype(np.float32), x.ndim)
+        y = np.rint(x / scale) + zero
+        faked: FloatArray = (np.clip(y, np.float32(self.qtype.lo), np.float32(self.qtype.hi)) - zero) * scale
+        return faked
+
     def dequantise(self, codes: IntArray) -> FloatArray:
         """Codes to float32 real numbers. Same shape as ``codes``."""
         centred = codes.astype(np.float64) - self._spread(self.zero_point, codes.ndim)
@@ -144,8 +152,7 @@ def round_shift(acc: IntArray, shift: int | IntArray) -> IntArray:
 
 
 def pow2_frac(limit: float, hi: int) -> int:
-    """The largest number of fraction bits with which ``limit`` still fits: ``limit * 2**frac <= hi``."""
+    """The largest number of fraction bits with which ``limit`` still fits: ``limit * 2**frac <= hi``; 0 for limit 0."""
     if not limit > 0:
         return 0
-    mantissa, exponent = np.frexp(hi / limit)
-    return int(exponent) - 1 if mantissa >= 0.5 else int(exponent) - 2
+    return int(np.frexp(hi / limit)[1]) - 1

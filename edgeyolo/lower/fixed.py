@@ -1,0 +1,129 @@
+"""Lower a QDQ graph to an integer program.
+
+Every QuantizeLinear ends one operation. Looking back from it to the DequantizeLinear nodes that feed it gives a small
+float segment; the segment's shape decides which record it becomes (segments.py finds it, emit.py writes the record).
+All segments that have no record are reported in one error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import onnx
+import onnx_ir as ir
+
+from edgeyolo.detector import METADATA_KEY, Detector
+from edgeyolo.errors import UnsupportedError
+from edgeyolo.lower.emit import Unsupported, emit
+from edgeyolo.lower.memory import plan_memory
+from edgeyolo.lower.segments import activation_quant, find_segment
+from edgeyolo.passes.graph import constant
+from edgeyolo.program import IntegerProgram, Op, Tensor
+
+
+def lower_fixed(model: ir.Model) -> IntegerProgram:
+    """The integer program of a QDQ model with power-of-two scales, batch 1, static shapes.
+
+    Raises:
+        UnsupportedError: nodes that the integer program cannot express, all of them listed.
+        InputError: a scale is not a power of two.
+    """
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(model), data_prop=True))
+    lowering = _Lowering(model)
+    for node in model.graph:
+        if node.op_type == "QuantizeLinear" and constant(node.inputs[0]) is None:
+            lowering.add(node)
+    return lowering.finish()
+
+
+class _Lowering:
+    """The tensors and records so far, and what could not be lowered."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.graph = model.graph
+        self.metadata = model.metadata_props
+        self.tensors: list[Tensor] = []
+        self.ops: list[Op] = []
+        self.index: dict[ir.Value, int] = {}
+        self.offenders: list[str] = []
+
+    def add(self, quantise: ir.Node) -> None:
+        """Lower the operation that ends at this QuantizeLinear."""
+        try:
+            segment = find_segment(quantise)
+            number = len(self.tensors)
+            quant = activation_quant(quantise)
+            shape = _chw(quantise)
+            self.tensors.append(Tensor(_name(quantise), shape, quant.qtype, int(quant.frac)))
+            self.index[quantise.outputs[0]] = number
+            if segment.root is None and segment.sources == (self.graph.inputs[0],):
+                return
+            inputs = tuple(self._input(source, quantise) for source in segment.sources)
+            self.ops.append(emit(segment, inputs, number, self.tensors))
+        except Unsupported as error:
+            self.offenders.append(f"{quantise.name or quantise.outputs[0].name}: {error}")
+
+    def _input(self, source: ir.Value, reader: ir.Node) -> int:
+        producer = source.producer()
+        codes = producer.inputs[0] if producer is not None and producer.op_type == "DequantizeLinear" else None
+        if codes is None or codes not in self.index:
+            raise Unsupported(f"reads {source.name}, which is not quantised (or was refused)")
+        return self.index[codes]
+
+    def finish(self) -> IntegerProgram:
+        """Check, plan the memory and return the program."""
+        outputs = []
+        for value in self.graph.outputs:
+            producer = value.producer()
+            codes = producer.inputs[0] if producer is not None and producer.op_type == "DequantizeLinear" else None
+            if codes is None or codes not in self.index:
+                self.offenders.append(
+                    f"graph output {value.name}: is not the result of a DequantizeLinear that was lowered"
+                )
+            else:
+                outputs.append(self.index[codes])
+        if self.offenders:
+            raise UnsupportedError(
+                f"{len(self.offenders)} part(s) of the model have no integer form",
+                got="\n    ".join(["", *self.offenders]),
+                allowed="Conv, MaxPool, Resize (nearest), Concat (channels), Add, Slice, Split, Reshape, element-wise tables",
+                hint="edgeyolo export --target onnx writes the float model; replace or cut these nodes",
+            )
+        text = self.metadata.get(METADATA_KEY)
+        program = IntegerProgram(
+            tuple(self.tensors),
+            tuple(self.ops),
+            self.index[self._input_codes()],
+            tuple(outputs),
+            0,
+            Detector.from_json(text) if text else None,
+        )
+        offsets, arena = plan_memory(program)
+        tensors = tuple(replace(t, offset=o) for t, o in zip(program.tensors, offsets, strict=True))
+        return replace(program, tensors=tensors, arena_bytes=arena)
+
+    def _input_codes(self) -> ir.Value:
+        for codes in self.index:
+            producer = codes.producer()
+            assert producer is not None
+            segment = find_segment(producer)
+            if segment.root is None and segment.sources == (self.graph.inputs[0],):
+                return codes
+        raise UnsupportedError("the graph input is not quantised", where=self.graph.inputs[0].name)
+
+
+def _name(quantise: ir.Node) -> str:
+    """The name of the real value that the codes stand for: the DequantizeLinear's result."""
+    for use in quantise.outputs[0].uses():
+        if use.node.op_type == "DequantizeLinear":
+            return str(use.node.outputs[0].name)
+    return str(quantise.outputs[0].name)
+
+
+def _chw(quantise: ir.Node) -> tuple[int, int, int]:
+    value = quantise.inputs[0]
+    shape = value.shape if value is not None and value.shape is not None else quantise.outputs[0].shape
+    dims = [d if isinstance(d, int) else -1 for d in shape] if shape is not None else []
+    if len(dims) != 4 or dims[0] != 1 or min(dims) < 1:
+        raise Unsupported(f"has shape {dims or 'unknown'}; a static (1, C, H, W) is needed")
+    return dims[1], dims[2], dims[3]

@@ -1,0 +1,91 @@
+"""What the user asked the quantiser for."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from dataclasses import dataclass
+
+from edgeyolo.errors import InputError
+
+METHODS = ("mse", "minmax", "percentile", "nearest", "kl")
+GRANULARITIES = ("per-channel", "per-tensor")
+WEIGHT_BITS = range(2, 9)
+ACT_BITS = range(4, 17)
+_KEEP = re.compile(r"(.+)=(\d+)(?:/(\d+))?")
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Other bits for some layers: ``pattern`` is ``first``, ``head``, ``depthwise`` or a glob over layer names."""
+
+    pattern: str
+    weight_bits: int
+    act_bits: int | None = None
+
+    def matches(self, name: str, roles: frozenset[str]) -> bool:
+        """Whether the layer called ``name`` that plays ``roles`` is meant."""
+        return self.pattern in roles or fnmatch.fnmatchcase(name, self.pattern)
+
+
+@dataclass(frozen=True)
+class QuantConfig:
+    """Bits, exponents and refinements of one quantisation.
+
+    Args:
+        bits: weight bits, 2 to 8.
+        act_bits: activation bits, 4 to 16; above 8 a tensor gets as many as the oracle can still check exactly.
+        granularity: one weight exponent per output channel or per tensor.
+        method: how exponents are chosen: ``mse`` (least squared error), ``minmax`` (nothing clips), ``percentile``
+            (99.99 % of the values fit), ``nearest`` (the power of two nearest to max |x|), ``kl`` (least divergence).
+        keep: exceptions, later ones win.
+        equalise, correct_bias: refinements; each is kept only where it helps on held-out pictures.
+    """
+
+    bits: int = 8
+    act_bits: int = 8
+    granularity: str = "per-channel"
+    method: str = "mse"
+    keep: tuple[Keep, ...] = ()
+    equalise: bool = True
+    correct_bias: bool = True
+
+    def __post_init__(self) -> None:
+        _one_of("--bits", self.bits, WEIGHT_BITS)
+        _one_of("--act-bits", self.act_bits, ACT_BITS)
+        if self.granularity not in GRANULARITIES:
+            raise InputError("unknown granularity", got=self.granularity, allowed=", ".join(GRANULARITIES))
+        if self.method not in METHODS:
+            raise InputError("unknown method to choose exponents", got=self.method, allowed=", ".join(METHODS))
+
+    def layer_bits(self, name: str, roles: frozenset[str]) -> tuple[int, int]:
+        """(weight bits, activation bits) of the layer called ``name``."""
+        weight, act = self.bits, self.act_bits
+        for keep in self.keep:
+            if keep.matches(name, roles):
+                weight, act = keep.weight_bits, keep.act_bits or act
+        return weight, act
+
+
+def parse_keep(text: str) -> tuple[Keep, ...]:
+    """``"first,head,depthwise=8"`` or ``"head=8/16"`` (weights/activations): selectors share the bits behind them."""
+    match = _KEEP.fullmatch(text)
+    if match is None:
+        raise InputError(
+            "cannot read --keep",
+            got=text,
+            allowed="SELECTOR[,SELECTOR...]=BITS[/ACT_BITS], such as first,head,depthwise=8",
+        )
+    selectors, weight, act = match.groups()
+    _one_of("--keep", int(weight), WEIGHT_BITS)
+    if act is not None:
+        _one_of("--keep", int(act), ACT_BITS)
+    names = [s.strip() for s in selectors.split(",")]
+    return tuple(Keep(name, int(weight), None if act is None else int(act)) for name in names)
+
+
+def _one_of(option: str, value: int, allowed: range) -> None:
+    if value not in allowed:
+        raise InputError(
+            "number of bits is out of range", where=option, got=value, allowed=f"{allowed[0]} to {allowed[-1]}"
+        )

@@ -1,0 +1,117 @@
+"""Collect value distributions in bounded memory and choose power-of-two exponents from them."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeyolo.qtype import QType, pow2_frac
+
+Float64 = npt.NDArray[np.float64]
+
+BINS = 16384
+PERCENTILE = 99.99
+"""Percent of the values that ``percentile`` keeps inside the range."""
+CANDIDATES = 7
+"""``mse`` and ``kl`` try the exponent that clips nothing and this many minus one finer ones."""
+FRAC_LIMIT = 40
+"""Exponents stay within +-FRAC_LIMIT: beyond that a tensor is numerically zero or infinite."""
+
+
+class Histogram:
+    """Counts of values over [-reach, reach), ``reach`` a power of two that doubles (bins merge in pairs) as needed.
+
+    Memory is constant however many values it has seen.
+    """
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(BINS, np.int64)
+        self.reach = 0.0
+        self.low, self.high = np.inf, -np.inf
+
+    def update(self, values: npt.NDArray[np.float32]) -> None:
+        """Add all values of an array of any shape."""
+        flat = values.ravel()
+        self.low, self.high = min(self.low, float(flat.min())), max(self.high, float(flat.max()))
+        self._grow(max(abs(self.low), abs(self.high)))
+        index = ((flat + np.float32(self.reach)) * np.float32(BINS / 2 / self.reach)).astype(np.int32)
+        np.clip(index, 0, BINS - 1, out=index)
+        self.counts += np.bincount(index, minlength=BINS)
+
+    def _grow(self, largest: float) -> None:
+        if self.reach == 0.0:
+            self.reach = float(np.ldexp(1.0, int(np.frexp(max(largest, 1e-30))[1])))
+        while self.reach < largest:
+            pairs = self.counts.reshape(-1, 2).sum(axis=1)
+            self.counts = np.concatenate([np.zeros(BINS // 4, np.int64), pairs, np.zeros(BINS // 4, np.int64)])
+            self.reach *= 2
+
+    def samples(self) -> tuple[Float64, Float64]:
+        """(values, counts) of the occupied bins; the extreme bins stand at the extreme values seen."""
+        width = 2 * self.reach / BINS
+        occupied = np.flatnonzero(self.counts)
+        centres = -self.reach + (occupied + 0.5) * width
+        return np.clip(centres, self.low, self.high), self.counts[occupied].astype(np.float64)
+
+
+def choose_frac(values: Float64, counts: Float64, qtype: QType, method: str) -> int:
+    """Fraction bits for values that occur ``counts`` times, by one of ``config.METHODS``.
+
+    Args:
+        values: (n,) real numbers; counts: (n,) their weights.
+        qtype: the integer type the values must fit.
+    """
+    widest = _fitting(float(values.max()), float(values.min()), qtype)
+    if method == "minmax" or not np.any(values):
+        return widest
+    if method == "nearest":
+        exponent = int(np.rint(np.log2(np.abs(values).max())))
+        return _bounded(qtype.bits - int(qtype.signed) - exponent)
+    if method == "percentile":
+        order = np.argsort(np.abs(values))
+        cumulative = np.cumsum(counts[order])
+        kept = order[: int(np.searchsorted(cumulative, cumulative[-1] * PERCENTILE / 100)) + 1]
+        return _fitting(float(values[kept].max()), float(values[kept].min()), qtype)
+    cost = _divergence if method == "kl" else _squared_error
+    fracs = [_bounded(widest + i) for i in range(CANDIDATES)]
+    return min(fracs, key=lambda frac: cost(values, counts, qtype, frac))
+
+
+def _bounded(frac: int) -> int:
+    return max(-FRAC_LIMIT, min(FRAC_LIMIT, frac))
+
+
+def _fitting(high: float, low: float, qtype: QType) -> int:
+    """The finest exponent at which [low, high] fits without clipping."""
+    fits = [pow2_frac(high, qtype.hi)] if high > 0 else []
+    if low < 0 and qtype.signed:
+        fits.append(pow2_frac(-low, -qtype.lo))
+    return _bounded(min(fits, default=0))
+
+
+def _codes(values: Float64, qtype: QType, frac: int) -> Float64:
+    return np.clip(np.rint(np.ldexp(values, frac)), qtype.lo, qtype.hi)
+
+
+def _squared_error(values: Float64, counts: Float64, qtype: QType, frac: int) -> float:
+    return float(counts @ (values - np.ldexp(_codes(values, qtype, frac), -frac)) ** 2)
+
+
+def _divergence(values: Float64, counts: Float64, qtype: QType, frac: int) -> float:
+    """KL divergence between the clipped distribution and its quantised version spread evenly over each code's values.
+
+    Clipped mass counts at the border in P but is missing in Q, which is what clipping costs (the TensorRT calibrator's rule).
+    """
+    step = np.ldexp(0.5, -frac)
+    low, high = np.ldexp(float(qtype.lo), -frac) - step, np.ldexp(float(qtype.hi), -frac) + step
+    inside = (values >= low) & (values <= high)
+    if not inside.any():
+        return float("inf")
+    kept, mass = values[inside], counts[inside]
+    p = mass.copy()
+    p[np.argmin(kept)] += counts[values < low].sum()
+    p[np.argmax(kept)] += counts[values > high].sum()
+    _, group = np.unique(_codes(kept, qtype, frac), return_inverse=True)
+    q = (np.bincount(group, mass) / np.bincount(group))[group]
+    p, q = p / p.sum(), q / q.sum()
+    return float(np.sum(p * np.log(p / q)))

@@ -1,0 +1,216 @@
+"""The quantisation plan: which integer type and exponent every weight and activation gets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from edgeyolo.passes.dyadic_leaky import dyadic
+from edgeyolo.passes.graph import constant, read_detector
+from edgeyolo.passes.pixel_input import PIXEL_SCALE
+from edgeyolo.qtype import QType, TensorQuant
+from edgeyolo.quant.config import QuantConfig
+from edgeyolo.quant.observers import Histogram, choose_frac
+from edgeyolo.quant.sites import ELEMENTWISE, FUSING, Site, find_sites, fused_activation
+
+EXACT_BITS = 24
+"""float32 represents every integer up to 2**24: accumulators within it are exact in ONNX Runtime, the oracle."""
+TABLE_BITS = 8
+"""Widest input of an activation table: 256 entries."""
+MAX_RIGHT_SHIFT = 31
+BIAS_LIMIT = 1 << 23
+"""A bias code stays below half the exact range, so that a nearly dead channel cannot claim an absurd exponent."""
+
+
+@dataclass(frozen=True, eq=False)
+class WeightQuant:
+    """One convolution's weights: integer codes (O, I/g, KH, KW) with their quantisation, and the float64 bias (O,)."""
+
+    codes: npt.NDArray[np.int8]
+    quant: TensorQuant
+    bias: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Weight quantisations by Conv node name, activation quantisations by value name (``sites`` in execution order)."""
+
+    sites: dict[str, Site]
+    weights: dict[str, WeightQuant]
+    acts: dict[str, TensorQuant]
+
+    def with_biases(self, biases: dict[str, npt.NDArray[np.float64]]) -> Plan:
+        """A copy in which some convolutions have another bias."""
+        weights = {n: replace(w, bias=biases.get(n, w.bias)) for n, w in self.weights.items()}
+        return replace(self, weights=weights)
+
+    def input_of(self, conv: ir.Node) -> TensorQuant:
+        """The quantisation of what ``conv`` reads."""
+        assert conv.inputs[0] is not None
+        return self.acts[str(conv.inputs[0].name)]
+
+    def bias_codes(self, conv: ir.Node) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """Bias codes (O,) at the accumulator's scale, and that scale's fraction bits (O,)."""
+        weight = self.weights[str(conv.name)]
+        frac = np.broadcast_to(weight.quant.frac + self.input_of(conv).frac, weight.bias.shape)
+        codes = np.rint(np.ldexp(weight.bias, frac))
+        limit = np.iinfo(np.int32).max
+        return np.clip(codes, -limit, limit).astype(np.int32), frac
+
+
+def conv_roles(model: ir.Model, sites: dict[str, Site]) -> dict[str, frozenset[str]]:
+    """Which of ``first``, ``head``, ``depthwise`` each Conv is, by node name."""
+    roles: dict[str, frozenset[str]] = {}
+    for node in model.graph:
+        if node.op_type != "Conv":
+            continue
+        weight, source = constant(node.inputs[1]), node.inputs[0]
+        groups = node.attributes["group"].as_int() if "group" in node.attributes else 1
+        found = set()
+        if source is not None and source.is_graph_input():
+            found.add("first")
+        if sites[result_of(node)].head:
+            found |= {"head", "last"}
+        if weight is not None and groups > 1 and weight.shape[1] == 1:
+            found.add("depthwise")
+        roles[str(node.name)] = frozenset(found)
+    return roles
+
+
+def result_of(node: ir.Node) -> str:
+    """The site that ``node`` produces: its own output, or that of the activation fused to it."""
+    activation = fused_activation(node)
+    return str((activation or node).outputs[0].name)
+
+
+def quantise_weights(
+    weight: npt.NDArray[Any], bits: int, config: QuantConfig
+) -> tuple[npt.NDArray[np.int8], TensorQuant]:
+    """Choose exponents for one weight tensor (O, ...) and round to nearest."""
+    if config.granularity == "per-tensor":
+        qtype, groups = QType(bits), [weight]
+    else:
+        qtype, groups = QType(bits, axis=0), list(weight)
+    # Divergence needs a distribution; a few hundred weights have none, so ``kl`` falls back to the squared error.
+    method = "mse" if config.method == "kl" else config.method
+    fracs = []
+    for group in groups:
+        flat = group.ravel().astype(np.float64)
+        fracs.append(choose_frac(flat, np.ones_like(flat), replace(qtype, axis=None), method))
+    quant = TensorQuant.pow2(qtype, np.array(fracs if qtype.axis == 0 else fracs[0]))
+    return quant.quantise(weight).astype(np.int8), quant
+
+
+def make_plan(model: ir.Model, histograms: dict[str, Histogram], config: QuantConfig) -> Plan:
+    """Choose every exponent. ``histograms`` has one entry per free site (see calibrate.py)."""
+    sites = find_sites(model)
+    roles = conv_roles(model, sites)
+    weights: dict[str, WeightQuant] = {}
+    act_bits: dict[str, int] = {}
+    for node in model.graph:
+        if node.op_type != "Conv" or constant(node.inputs[1]) is None:
+            continue
+        weight = constant(node.inputs[1])
+        bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+        assert weight is not None
+        bits, act_bits[result_of(node)] = config.layer_bits(str(node.name), roles[str(node.name)])
+        codes, quant = quantise_weights(weight, bits, config)
+        real_bias = np.zeros(len(weight)) if bias is None else bias.astype(np.float64)
+        weights[str(node.name)] = WeightQuant(codes, quant, real_bias)
+    limits = _exact_limits(model, weights)
+    acts: dict[str, TensorQuant] = {}
+    for name, site in sites.items():
+        if site.same_as is not None:
+            acts[name] = acts[site.same_as]
+        elif name == model.graph.inputs[0].name and read_detector(model).preprocess.scale == PIXEL_SCALE:
+            acts[name] = TensorQuant.pow2(QType(8, signed=False), 8)
+        else:
+            wanted = act_bits.get(name, config.act_bits)
+            qtype = QType(min(wanted, max(8, limits.get(name, wanted))))
+            acts[name] = TensorQuant.pow2(qtype, choose_frac(*histograms[name].samples(), qtype, config.method))
+    _share_concat_exponents(model, sites, acts)
+    return _limit_shifts(model, Plan(sites, weights, acts))
+
+
+def _exact_limits(model: ir.Model, weights: dict[str, WeightQuant]) -> dict[str, int]:
+    """Per value, the most bits with which every reader stays exact: a convolution's accumulator within 24 bits, a table's
+    input within 8.
+    """
+    limits = {str(v.name): TABLE_BITS for n in model.graph if is_table(n) for v in n.inputs if v is not None}
+    for node in model.graph:
+        if str(node.name) not in weights or node.op_type != "Conv":
+            continue
+        codes = weights[str(node.name)].codes
+        total = int(np.abs(codes.reshape(len(codes), -1).astype(np.int64)).sum(axis=1).max())
+        # One bit for the bias; the leaky slope's numerator multiplies the accumulator.
+        spare = EXACT_BITS - 1 - max(total * leaky_numerator(node), 1).bit_length()
+        assert node.inputs[0] is not None
+        value: ir.Value | None = node.inputs[0]
+        while value is not None:
+            limits[str(value.name)] = min(limits.get(str(value.name), 16), spare + 1)
+            producer = value.producer()
+            value = producer.inputs[0] if producer is not None and producer.op_type in ("MaxPool", "Resize") else None
+    return limits
+
+
+def is_table(node: ir.Node) -> bool:
+    """Whether ``node`` is part of an activation table: element-wise, and not fused to the operation in front of it."""
+    if node.op_type not in ELEMENTWISE or node.op_type == "Add":
+        return False
+    producer = node.inputs[0].producer() if node.inputs[0] is not None else None
+    return producer is None or producer.op_type not in FUSING or fused_activation(producer) is not node
+
+
+def leaky_numerator(conv: ir.Node) -> int:
+    """What multiplies a negative accumulator: the dyadic slope's numerator, 1 without LeakyRelu."""
+    activation = fused_activation(conv)
+    if activation is None or activation.op_type != "LeakyRelu":
+        return 1
+    return max(1, abs(dyadic(activation.attributes["alpha"].as_float())[0]))
+
+
+def _share_concat_exponents(model: ir.Model, sites: dict[str, Site], acts: dict[str, TensorQuant]) -> None:
+    """Where a Concat is the only reader, its input takes the Concat's own exponent: one rounding less, at no cost."""
+    for node in reversed(list(model.graph)):
+        if node.op_type != "Concat":
+            continue
+        target = acts[str(node.outputs[0].name)]
+        for start in node.inputs:
+            value = start
+            chain: list[str] = []
+            while value is not None and len(value.uses()) == 1 and not value.is_graph_output():
+                chain.append(str(value.name))
+                site = sites.get(str(value.name))
+                if site is None or site.same_as is None:
+                    break
+                producer = value.producer()
+                value = producer.inputs[0] if producer is not None else None
+            else:
+                continue  # somebody else reads it: it keeps the exponent that suits both
+            if chain[-1] in sites and sites[chain[-1]].same_as is None and not value.is_graph_input():
+                acts.update(dict.fromkeys(chain, target))
+
+
+def _limit_shifts(model: ir.Model, plan: Plan) -> Plan:
+    """Coarsen the weight exponents that would need a bias beyond BIAS_LIMIT or a shift beyond the hardware's."""
+    weights = dict(plan.weights)
+    for node in model.graph:
+        if str(node.name) not in weights:
+            continue
+        weight = weights[str(node.name)]
+        fx, fy = int(plan.input_of(node).frac), int(plan.acts[result_of(node)].frac)
+        top = np.floor(np.log2(BIAS_LIMIT / np.maximum(np.abs(weight.bias), 1e-30))).astype(np.int64) - fx
+        if weight.quant.qtype.axis is None:
+            top = top.min()
+        slack = MAX_RIGHT_SHIFT - 7  # the slope's denominator shares the shifter
+        frac = np.clip(weight.quant.frac, fy - fx - MAX_RIGHT_SHIFT, np.minimum(top, fy - fx + slack))
+        if np.any(frac != weight.quant.frac):
+            real = constant(node.inputs[1])
+            assert real is not None
+            quant = TensorQuant.pow2(weight.quant.qtype, frac)
+            weights[str(node.name)] = replace(weight, quant=quant, codes=quant.quantise(real).astype(np.int8))
+    return replace(plan, weights=weights)

@@ -1,0 +1,92 @@
+"""Execute a graph node by node over a batch of pictures, keeping only the values that are still needed.
+
+Refinements look at one layer behind the already quantised prefix; walking once is linear in the number of layers, running
+the prefix again for each of them would be quadratic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from edgeyolo.ort import Arrays, open_session, run
+from edgeyolo.passes.graph import constant
+from edgeyolo.quant.sites import FUSING, fused_activation
+
+Float32 = npt.NDArray[np.float32]
+
+
+class Step:
+    """One node with its constants; computes its outputs for any batch.
+
+    A Conv comes together with its fused activation: ``node`` is the Conv and ``activation`` the node behind it, or None.
+    """
+
+    def __init__(self, node: ir.Node, opset: int) -> None:
+        self.node = node
+        self.activation = fused_activation(node) if node.op_type in FUSING else None
+        self.reads = [str(v.name) for v in node.inputs if v is not None and constant(v) is None]
+        self.writes = [str(v.name) for v in (self.activation or node).outputs]
+        self._opset = opset
+
+    def compute(self, values: Arrays, replaced: dict[int, Float32] | None = None) -> list[Float32]:
+        """Outputs for ``values`` (by name); ``replaced`` gives other constants by input index, such as {1: weights}."""
+        feeds = {name: values[name] for name in self.reads}
+        session = open_session(_standalone(self.node, self._opset, replaced or {}), optimise=False)
+        return list(run(session, feeds).values())
+
+    def activate(self, value: Float32) -> Float32:
+        """The fused activation of a pre-activation value; the value itself where there is none."""
+        if self.activation is None:
+            return value
+        feed = {str(self.activation.inputs[0].name): value}  # type: ignore[union-attr]
+        return next(
+            iter(run(open_session(_standalone(self.activation, self._opset, {}), optimise=False), feed).values())
+        )
+
+
+def walk(model: ir.Model) -> Iterator[tuple[Step, frozenset[str]]]:
+    """Yield every step in execution order with the names of the values that nobody needs after it."""
+    opset = model.graph.opset_imports[""]
+    skipped: set[ir.Node] = set()
+    steps: list[Step] = []
+    for node in model.graph:
+        if node in skipped or all(constant(v) is not None for v in node.outputs):
+            continue
+        steps.append(Step(node, opset))
+        if steps[-1].activation is not None:
+            skipped.add(steps[-1].activation)
+    kept = {str(v.name) for v in model.graph.outputs}
+    last_read = {name: index for index, step in enumerate(steps) for name in step.reads}
+    for index, step in enumerate(steps):
+        dead = [n for n in (*step.reads, *step.writes) if last_read.get(n, index) <= index and n not in kept]
+        yield step, frozenset(dead)
+
+
+def _standalone(node: ir.Node, opset: int, replaced: dict[int, Float32]) -> ir.Model:
+    """A model of this one node: constants become initializers, the batch is free."""
+    inputs: list[ir.Value] = []
+    initializers: list[ir.Value] = []
+    arguments: list[ir.Value | None] = []
+    for index, value in enumerate(node.inputs):
+        array = replaced.get(index, constant(value))
+        if value is None and array is None:
+            arguments.append(None)
+        elif array is None:
+            assert value is not None
+            arguments.append(ir.Value(name=value.name, type=ir.TensorType(ir.DataType.FLOAT)))
+            if value.name not in [v.name for v in inputs]:
+                inputs.append(arguments[-1])  # type: ignore[arg-type]
+            else:
+                arguments[-1] = next(v for v in inputs if v.name == value.name)
+        else:
+            tensor = ir.tensor(array, name=f"constant.{index}")
+            arguments.append(ir.Value(name=tensor.name, const_value=tensor))
+            initializers.append(arguments[-1])  # type: ignore[arg-type]
+    outputs = [ir.Value(name=v.name, type=ir.TensorType(ir.DataType.FLOAT)) for v in node.outputs]
+    copy = ir.Node(node.domain, node.op_type, arguments, node.attributes.values(), outputs=outputs, name=node.name)
+    graph = ir.Graph(inputs, outputs, nodes=[copy], initializers=initializers, opset_imports={"": opset}, name="step")
+    return ir.Model(graph, ir_version=8 if opset <= 18 else 10)
