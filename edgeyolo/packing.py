@@ -28,7 +28,7 @@ def _check_bits(bits: int) -> None:
 
 
 def pack_bits(codes: Array, bits: int) -> bytes:
-    """Codes as a little-endian bit stream: element i in bits [i*bits, (i+1)*bits), bit k in byte k//8 at position k%8.
+    """Pack codes to a little-endian bit stream: element i in bits [i*bits, (i+1)*bits), bit k in byte k//8 at k%8.
 
     Args:
         codes: any shape, taken in row-major order. A signed dtype is stored in two's complement.
@@ -51,7 +51,7 @@ def pack_bits(codes: Array, bits: int) -> bytes:
 
 
 def unpack_bits(data: bytes | memoryview, bits: int, count: int, signed: bool) -> npt.NDArray[np.int32]:
-    """The inverse of ``pack_bits``: (count,) int32 codes.
+    """Invert ``pack_bits``: (count,) int32 codes.
 
     Raises BundleError unless ``data`` has exactly ``packed_size(count, bits)`` bytes and its padding bits are zero.
     """
@@ -94,12 +94,13 @@ def _check_layout(layout: str, tm: int, tn: int) -> None:
 
 
 def to_layout(weight: IntArray, layout: str, tm: int, tn: int) -> IntArray:
-    """The codes of one convolution in storage order, 1-D, same dtype.
+    """Put the codes of one convolution in storage order: 1-D, same dtype.
 
     Args:
         weight: (O, I, KH, KW); I is the number of input channels per group.
         layout: ``oihw``, ``ohwi``, or ``tiled``: m-tile, n-tile, KH, KW, tm, tn, partial tiles filled up with zeros.
-        tm, tn: output and input channels of one tile; used by ``tiled`` only.
+        tm: output channels of one tile; used by ``tiled`` only.
+        tn: input channels of one tile; used by ``tiled`` only.
     """
     _check_layout(layout, tm, tn)
     if layout == "oihw":
@@ -113,7 +114,7 @@ def to_layout(weight: IntArray, layout: str, tm: int, tn: int) -> IntArray:
 
 
 def from_layout(flat: IntArray, shape: Iterable[int], layout: str, tm: int, tn: int) -> IntArray:
-    """The inverse of ``to_layout``: (O, I, KH, KW) codes. Raises BundleError on a wrong size or a non-zero filler."""
+    """Invert ``to_layout``: (O, I, KH, KW) codes. Raises BundleError on a wrong size or a non-zero filler."""
     o, i, kh, kw = shape
     size = layout_size((o, i, kh, kw), layout, tm, tn)
     if flat.shape != (size,):

@@ -171,3 +171,13 @@ class IntegerProgram:
 def op_inputs(op: Op) -> tuple[int, ...]:
     """The tensor indices that ``op`` reads."""
     return op.inputs if isinstance(op, Concat | Add) else (op.input,)
+
+
+def accumulator_bound(weight: Int8, bias: Int32, qtype: QType) -> int:
+    """The largest magnitude that any partial sum can reach for any input of ``qtype``, in any order of additions.
+
+    max over output channels of  sum |w| * max |x| + |bias|
+    """
+    total = np.abs(weight.reshape(len(weight), -1).astype(np.int64)).sum(axis=1)
+    bound = total * max(-qtype.lo, qtype.hi) + np.abs(bias.astype(np.int64))
+    return int(bound.max())

@@ -25,6 +25,7 @@ from edgeyolo.program import (
     Slice,
     Tensor,
     Upsample,
+    accumulator_bound,
 )
 from edgeyolo.qtype import QType
 from edgeyolo.quant.sites import ELEMENTWISE
@@ -102,13 +103,6 @@ def _conv(segment: Segment, inputs: tuple[int, ...], output: int, tensors: list[
         _label(segment), inputs[0], output, np.ascontiguousarray(codes), QType(quant.qtype.bits, True, quant.qtype.axis),
         frac, bias, shift.astype(np.int8), strides, _pads(node), dilations, groups, ends.leaky, ends.lo, ends.hi,
     )  # fmt: skip
-
-
-def accumulator_bound(codes: np.ndarray, bias: np.ndarray, qtype: QType) -> int:
-    """The largest magnitude any partial sum can reach for any input: max over channels of sum|w| * max|x| + |bias|."""
-    total = np.abs(codes.reshape(len(codes), -1).astype(np.int64)).sum(axis=1)
-    bound = total * max(-qtype.lo, qtype.hi) + np.abs(bias.astype(np.int64))
-    return int(bound.max())
 
 
 def _bias(node: ir.Node, frac: np.ndarray) -> np.ndarray:

@@ -54,7 +54,7 @@ class _Lowering:
             number = len(self.tensors)
             quant = activation_quant(quantise)
             shape = _chw(quantise)
-            self.tensors.append(Tensor(_name(quantise), shape, quant.qtype, int(quant.frac)))
+            self.tensors.append(Tensor(tensor_name(quantise), shape, quant.qtype, int(quant.frac)))
             self.index[quantise.outputs[0]] = number
             if segment.root is None and segment.sources == (self.graph.inputs[0],):
                 return
@@ -112,7 +112,7 @@ class _Lowering:
         raise UnsupportedError("the graph input is not quantised", where=self.graph.inputs[0].name)
 
 
-def _name(quantise: ir.Node) -> str:
+def tensor_name(quantise: ir.Node) -> str:
     """The name of the real value that the codes stand for: the DequantizeLinear's result."""
     for use in quantise.outputs[0].uses():
         if use.node.op_type == "DequantizeLinear":

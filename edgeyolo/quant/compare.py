@@ -28,14 +28,16 @@ class _Sums:
         self.clipped = self.saturated = 0
 
     def update(self, exact: npt.NDArray[np.float32], got: npt.NDArray[np.float32]) -> None:
-        a, b = exact.astype(np.float64), got.astype(np.float64)
-        self.signal += float(np.vdot(a, a))
-        self.energy += float(np.vdot(b, b))
-        self.product += float(np.vdot(a, b))
-        self.noise += float(np.vdot(a - b, a - b))
-        self.total = self.total + a.sum(axis=tuple(i for i in range(a.ndim) if i != 1))
+        # One picture's dot products are accurate enough in float32; the sums over pictures are float64.
+        a, b = exact.ravel(), got.ravel()
+        error = a - b
+        self.signal += float(a @ a)
+        self.energy += float(b @ b)
+        self.product += float(a @ b)
+        self.noise += float(error @ error)
+        self.total = self.total + exact.sum(axis=tuple(i for i in range(exact.ndim) if i != 1), dtype=np.float64)
         self.count += a.size
-        self.positions += a.size // a.shape[1]
+        self.positions += a.size // exact.shape[1]
 
     @property
     def sqnr(self) -> float:
@@ -106,14 +108,28 @@ def compare_layers(
     ]
 
 
+class HeadSnr:
+    """Signal-to-noise ratio of all raw outputs together, float channel means removed from the signal."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, _Sums] = {}
+
+    def add(self, exact: Arrays, got: Arrays) -> None:
+        """Take one picture's outputs by name."""
+        for name, value in exact.items():
+            self._sums.setdefault(name, _Sums()).update(value, got[name])
+
+    @property
+    def decibel(self) -> float:
+        """The ratio in dB over everything added."""
+        sums = self._sums.values()
+        signal = sum(s.signal - float(np.sum(np.square(s.total)) / s.positions) for s in sums)
+        return _decibel(signal, sum(s.noise for s in sums))
+
+
 def head_snr(model: ir.Model, quantised: ir.Model, pictures: Iterable[Pixels]) -> float:
-    """Signal-to-noise ratio of all raw outputs together in dB, channel means removed from the signal."""
-    names = [str(v.name) for v in model.graph.outputs]
-    pictures = list(pictures)
-    sums = {name: _Sums() for name in names}
-    exact_runs: Iterable[Arrays] = run_pictures(model, names, pictures)
-    for exact, got in zip(exact_runs, run_pictures(quantised, names, pictures), strict=True):
-        for name in names:
-            sums[name].update(exact[name], got[name])
-    signal = sum(s.signal - float(np.sum(np.square(s.total)) / s.positions) for s in sums.values())
-    return _decibel(signal, sum(s.noise for s in sums.values()))
+    """The heads' SNR of ``quantised`` against ``model`` on pictures, in dB."""
+    names, pictures, snr = [str(v.name) for v in model.graph.outputs], list(pictures), HeadSnr()
+    for exact, got in zip(run_pictures(model, names, pictures), run_pictures(quantised, names, pictures), strict=True):
+        snr.add(exact, got)
+    return snr.decibel

@@ -42,10 +42,21 @@ class Step:
         """The fused activation of a pre-activation value; the value itself where there is none."""
         if self.activation is None:
             return value
-        feed = {str(self.activation.inputs[0].name): value}  # type: ignore[union-attr]
-        return next(
-            iter(run(open_session(_standalone(self.activation, self._opset, {}), optimise=False), feed).values())
-        )
+        if self.activation.op_type == "Clip":
+            low, high = (constant(v) if v is not None else None for v in (*self.activation.inputs[1:3], None, None)[:2])
+            return np.clip(value, low, high)
+        return np.maximum(value, value * np.float32(self._alpha()))
+
+    def slope(self, value: Float32) -> Float32:
+        """The activation's derivative at a pre-activation value, for LeakyRelu and Relu; 1 elsewhere."""
+        if self.activation is None or self.activation.op_type == "Clip":
+            return np.ones_like(value)
+        return np.where(value > 0, np.float32(1), np.float32(self._alpha()))
+
+    def _alpha(self) -> float:
+        assert self.activation is not None
+        alpha = self.activation.attributes.get("alpha")
+        return 0.0 if self.activation.op_type == "Relu" else 0.01 if alpha is None else alpha.as_float()
 
 
 def walk(model: ir.Model) -> Iterator[tuple[Step, frozenset[str]]]:

@@ -7,11 +7,15 @@ Written for clarity. Convolutions run as float64 matrix products, which are exac
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from edgeyolo.bundle import PROGRAM, Bundle
+from edgeyolo.detector import Detector
 from edgeyolo.errors import InputError
 from edgeyolo.program import (
     Add,
@@ -28,12 +32,21 @@ from edgeyolo.program import (
     Upsample,
     op_inputs,
 )
-from edgeyolo.qtype import round_shift
+from edgeyolo.program_image import decode_program
+from edgeyolo.qtype import TensorQuant, round_shift
 
 Codes = npt.NDArray[Any]
 Int64 = npt.NDArray[np.int64]
 Hook = Callable[[int, Op, Codes], None]
 """Called after every operation with its index, its record and its output codes (C, H, W)."""
+
+
+def input_codes(program: IntegerProgram, pixels: npt.NDArray[np.uint8]) -> Codes:
+    """Network pixels (C, H, W) uint8 to the program's input codes; a model that reads raw pixels takes them as they are."""
+    tensor = program.tensors[program.input]
+    assert program.detector is not None
+    real = pixels.astype(np.float32) * np.float32(program.detector.preprocess.scale)
+    return TensorQuant.pow2(tensor.qtype, tensor.frac).quantise(real)
 
 
 def run_integer(program: IntegerProgram, codes: Codes, hook: Hook | None = None) -> list[Codes]:
@@ -121,3 +134,39 @@ def _windows(
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
     views = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=(1, 2))
     return views[:, :: strides[0], :: strides[1], :: dilations[0], :: dilations[1]]
+
+
+class BundleRunner:
+    """The four methods over a bundle's integer program: in numpy, or in the C engine compiled on this machine."""
+
+    def __init__(self, path: Path | None = None, *, engine: bool = False) -> None:
+        self.detector: Detector | None = None
+        self._engine = engine
+        if path is not None:
+            self.load(path)
+
+    def load(self, path: Path) -> None:
+        """Open the bundle and check it. Raises BundleError or InputError."""
+        bundle = Bundle.open(path)
+        image = bundle.read(PROGRAM)
+        self.program = replace(decode_program(image, str(path / PROGRAM)), detector=bundle.detector)
+        self.detector = bundle.detector
+        self._run: Callable[[Codes], list[Codes]] = lambda codes: run_integer(self.program, codes)
+        if self._engine:
+            from edgeyolo.runners.engine import EngineRunner
+
+            self._run = EngineRunner(image, path / "engine").run
+
+    def set_inputs(self, pixels: npt.NDArray[Any]) -> None:
+        """Take (C, H, W) uint8 network pixels."""
+        self._codes = input_codes(self.program, pixels)
+
+    def infer(self) -> None:
+        """Execute the program once."""
+        self._outputs = self._run(self._codes)
+
+    def outputs(self) -> list[npt.NDArray[np.float32]]:
+        """Raw heads (C, grid_h, grid_w) float32: codes * 2**-frac."""
+        tensors = [self.program.tensors[i] for i in self.program.outputs]
+        pairs = zip(tensors, self._outputs, strict=True)
+        return [TensorQuant.pow2(t.qtype, t.frac).dequantise(codes) for t, codes in pairs]

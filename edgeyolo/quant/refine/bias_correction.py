@@ -63,10 +63,8 @@ def _correct(step: Step, plan: Plan, exact: Arrays, quantised: Arrays) -> npt.ND
     bias = weight.bias.copy()
     for _ in range(STEPS):
         pre = raw + bias.astype(np.float32)[None, :, None, None]
-        got = step.activate(pre)
-        probe = np.float32(1e-3) * np.maximum(np.abs(pre), np.float32(1e-3))
-        slope = _channel_mean((step.activate(pre + probe) - got) / probe)
-        bias += (wanted - _channel_mean(got)) / np.maximum(slope, MIN_SLOPE)
+        slope = np.maximum(_channel_mean(step.slope(pre)), MIN_SLOPE)
+        bias += (wanted - _channel_mean(step.activate(pre))) / slope
     name = step.writes[0]
     exact[name] = target
     final = step.activate(raw + bias.astype(np.float32)[None, :, None, None])

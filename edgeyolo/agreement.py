@@ -1,0 +1,49 @@
+"""Do two models see the same objects? F1 of one's detections against the other's, no labels needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgeyolo.postprocess import Detections, Floats
+
+CONF = 0.25
+IOU = 0.5
+
+
+@dataclass
+class Agreement:
+    """Counts of matched and unmatched detections over pictures; ``f1`` is 1 where neither side found anything."""
+
+    matched: int = 0
+    missed: int = 0
+    invented: int = 0
+
+    def add(self, reference: Detections, got: Detections) -> None:
+        """Match one picture's detections greedily, best score first: same class and IoU of at least ``IOU``."""
+        free = np.ones(len(reference), bool)
+        for box, label in zip(got.boxes, got.classes, strict=True):
+            overlap = np.where(free & (reference.classes == label), _iou(box, reference.boxes), 0.0)
+            best = int(overlap.argmax()) if len(overlap) else -1
+            if best >= 0 and overlap[best] >= IOU:
+                free[best] = False
+                self.matched += 1
+            else:
+                self.invented += 1
+        self.missed += int(free.sum())
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall against the reference."""
+        total = 2 * self.matched + self.missed + self.invented
+        return 2 * self.matched / total if total else 1.0
+
+
+def _iou(box: Floats, boxes: Floats) -> Floats:
+    low = np.maximum(box[:2], boxes[:, :2])
+    high = np.minimum(box[2:], boxes[:, 2:])
+    inter = np.prod(np.maximum(high - low, 0), axis=1)
+    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) + np.prod(box[2:] - box[:2])
+    overlap: Floats = inter / np.maximum(areas - inter, 1e-9)
+    return overlap

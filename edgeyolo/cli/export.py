@@ -1,0 +1,172 @@
+"""``edgeyolo export``: the main job."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from edgeyolo.export.fpga import FpgaResult
+    from edgeyolo.progress import Log
+
+EPILOG = """\b
+Examples:
+  edgeyolo export yolo.cfg --weights yolo.weights --calib pictures/ --target fpga --bits 4 -o out/fpga
+  edgeyolo export yolo.cfg --weights yolo.weights --target onnx --decode --nms --dynamic-batch -o yolo.onnx
+  edgeyolo export model.onnx --calib list.txt --target fpga --keep first,head,depthwise=8 --layout tiled --format bin,mem
+  edgeyolo export model.onnx --calib pictures/ --target fpga --act-bits 16 --report --max-drop 0.1
+
+Exit codes: 0 done, 2 bad input, 3 done but the agreement with the float model fell by more than --max-drop.
+"""
+
+
+def _options(command: Any) -> Any:
+    """All options, grouped as the help shows them."""
+    path = click.Path(path_type=Path)
+    for option in reversed([
+        click.option("--target", required=True, type=click.Choice(["fpga", "onnx"]), help="What to make."),
+        click.option("-o", "--output", type=path, help="Bundle folder or .onnx file [default: out/MODEL-TARGET]."),
+        click.option("--force", is_flag=True, help="Replace an earlier result."),
+        click.option("--weights", type=path, help="Weights of a Darknet .cfg."),
+        click.option("--names", type=path, help="Class names, one a line."),
+        click.option("--imgsz", help="Input size of a .cfg: 416 or 1024x576 (width x height)."),
+        click.option(
+            "--bn-eps", default="alexeyab", show_default=True, type=click.Choice(["alexeyab", "pjreddie"]),
+            help="Whose batch-norm epsilon a .cfg was trained with.",
+        ),
+        click.option("--calib", type=path, help="Calibration pictures: a folder, a list file, a COCO128-like tree."),
+        click.option("--calib-limit", type=click.IntRange(min=1), help="Use at most so many of them."),
+        click.option("--bits", default=8, show_default=True, help="Weight bits, 2 to 8."),
+        click.option("--act-bits", default=8, show_default=True, help="Activation bits, 4 to 16."),
+        click.option("--keep", multiple=True, metavar="LAYERS=BITS[/ACT]", help="Other bits for some layers. Repeatable."),
+        click.option("--granularity", help="Weight exponents: per-channel or per-tensor [default: what the board allows]."),
+        click.option("--method", default="mse", show_default=True, help="Exponents by mse, minmax, percentile, nearest or kl."),
+        click.option("--equalise/--no-equalise", default=True, help="Cross-layer equalisation, kept where it helps."),
+        click.option("--correct-bias/--no-correct-bias", default=True, help="Bias correction, kept where it helps."),
+        click.option("--board", help="Board profile: a name or a .toml file [default: generic]."),
+        click.option("--layout", help="Weight order: oihw, ohwi, tiled or seed-v1 [default: the board's]."),
+        click.option("--format", "formats", default="bin,h", show_default=True, help="Weight files: bin, mem, coe, h."),
+        click.option("--golden", default=1, show_default=True, help="Pictures to store with every layer's output."),
+        click.option("--max-drop", type=float, help="Exit with code 3 if 1 - F1 against float exceeds this."),
+        click.option("--report", is_flag=True, help="Print the table of all layers."),
+        click.option("--simplify/--no-simplify", default=True, help="Run onnxsim, checked numerically."),
+        click.option("--dynamic-batch", is_flag=True, help="--target onnx: symbolic batch size."),
+        click.option("--decode", is_flag=True, help="--target onnx: boxes and scores instead of raw heads."),
+        click.option("--nms", is_flag=True, help="--target onnx: NonMaxSuppression in the graph; implies --decode."),
+        click.option("--conf", default=0.25, show_default=True, help="Score threshold of --nms."),
+        click.option("--iou", default=0.45, show_default=True, help="Overlap threshold of --nms."),
+        click.option("--save-stages", type=path, help="Write the model after every stage into this folder."),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else."),
+    ]):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@click.command(epilog=EPILOG)
+@click.argument("model", required=False, type=click.Path(path_type=Path))
+@_options
+def export(model: Path | None, **options: Any) -> None:
+    """Turn MODEL (.cfg with --weights, or .onnx) into what a target needs."""
+    from edgeyolo.errors import InputError
+    from edgeyolo.progress import Log
+
+    log = Log(quiet=options["as_json"])
+    if model is None:
+        raise InputError("no model given", allowed=".cfg (with --weights) or .onnx", hint="edgeyolo export MODEL --target fpga")
+    output = options["output"] or Path("out") / f"{model.stem}-{options['target']}"
+    if options["target"] == "onnx":
+        _onnx(model, output if output.suffix == ".onnx" else output.with_name(output.name + ".onnx"), options, log)
+    else:
+        _fpga(model, output, options, log)
+
+
+def _load(model: Path, options: dict[str, Any], log: Log) -> Any:
+    from edgeyolo.frontend import load_source
+
+    keys = ("weights", "imgsz", "names", "bn_eps", "dynamic_batch")
+    with log.stage("load") as details:
+        source = load_source(model, **{key: options[key] for key in keys})
+        details += [f"{model.name}, {sum(1 for _ in source.model.graph)} nodes", *source.notes]
+    return source
+
+
+def _onnx(model: Path, output: Path, options: dict[str, Any], log: Log) -> None:
+    from edgeyolo.errors import InputError
+    from edgeyolo.export.float_onnx import export_onnx
+    from edgeyolo.export.pictures import PictureSet
+    from edgeyolo.export.prepare import PARITY_PICTURES, Stages, prepare
+    from edgeyolo.passes.graph import read_detector
+
+    if output.exists() and not options["force"]:
+        raise InputError("the output file exists", where=output, hint="choose another one with -o, or add --force")
+    source = _load(model, options, log)
+    detector = read_detector(source.model)
+    pictures = list(PictureSet.find(options["calib"], detector.preprocess, PARITY_PICTURES)) if options["calib"] else []
+    ready, parities = prepare(
+        source.model, pictures, Stages(options["save_stages"]), log, simplified=options["simplify"]
+    )  # fmt: skip
+    keys = ("decode", "nms", "conf", "iou", "force")
+    export_onnx(ready, output, log, **{key: options[key] for key in keys})
+    if options["as_json"]:
+        parity = {p.stage: p.max_abs_difference for p in parities}
+        click.echo(json.dumps({"output": str(output), "bytes": output.stat().st_size, "parity": parity}, indent=1))
+
+
+def _fpga(model: Path, output: Path, options: dict[str, Any], log: Log) -> None:
+    from edgeyolo.errors import AccuracyError, InputError
+    from edgeyolo.export.fpga import FpgaRequest, export_fpga
+    from edgeyolo.export.pictures import PictureSet
+    from edgeyolo.export.prepare import PARITY_PICTURES, Stages, prepare
+    from edgeyolo.output import check_free
+    from edgeyolo.passes.graph import read_detector
+
+    unusable = [name for name in ("decode", "nms", "dynamic_batch") if options[name]]
+    if unusable:
+        raise InputError(
+            "the fpga target executes raw heads, one picture at a time", got=", ".join(f"--{n}" for n in unusable)
+        )  # fmt: skip
+    request = FpgaRequest.of(output, options)
+    check_free(output, force=request.force)
+    if options["calib"] is None:
+        raise InputError("quantisation needs calibration pictures", hint="add --calib FOLDER")
+    source = _load(model, options, log)
+    with log.stage("pictures") as details:
+        pictures = PictureSet.find(options["calib"], read_detector(source.model).preprocess, options["calib_limit"])
+        details.append(f"{len(pictures)} calibration pictures")
+        if pictures.skipped:
+            log.warn(f"{len(pictures.skipped)} pictures do not decode, first {pictures.skipped[0][0]}")
+    stages = Stages(options["save_stages"])
+    ready, parities = prepare(
+        source.model, list(pictures.spread(PARITY_PICTURES)), stages, log, simplified=options["simplify"]
+    )  # fmt: skip
+    result = export_fpga(source, ready, parities, pictures, request, stages, log)
+    _warn(result, log)
+    if options["as_json"]:
+        click.echo(json.dumps({"output": str(output), **result.facts, "seconds": log.seconds}, indent=1))
+    else:
+        from edgeyolo.export.tables import print_result
+
+        print_result(result, request, log, full=options["report"])
+    if result.lost_too_much(request.max_drop):
+        raise AccuracyError(
+            "the quantised model lost more agreement with the float model than allowed",
+            where=f"{output} (written all the same)",
+            got=f"1 - F1 = {1 - result.agreement.f1:.3f}",
+            allowed=f"--max-drop {request.max_drop}",
+            hint="more --bits, --granularity per-channel, or --keep first,head,depthwise=8",
+        )
+
+
+def _warn(result: FpgaResult, log: Log) -> None:
+    """Say it when the result no longer sees what the float model sees."""
+    if result.lost:
+        counts = result.agreement
+        log.warn(
+            f"AGREEMENT WITH THE FLOAT MODEL IS LOST: F1 {counts.f1:.3f} on {result.pictures} pictures "
+            f"({counts.matched} detections matched, {counts.missed} missed, {counts.invented} invented), "
+            f"head SNR {result.snr_db:.1f} dB. This bundle does not detect what the model detects. "
+            "Try more --bits, or --keep first,head,depthwise=8."
+        )

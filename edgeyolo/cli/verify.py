@@ -1,0 +1,80 @@
+"""``edgeyolo verify``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from edgeyolo.verify import Verdict
+
+EPILOG = """\b
+Examples:
+  edgeyolo verify out/yf-fpga
+  edgeyolo verify out/yf-fpga --pictures holiday/ --json
+  edgeyolo verify out/yf-fpga --skip engine        (no C compiler here)
+
+Exit codes: 0 everything equal, 1 something differs, 2 the bundle or the machine cannot be used.
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--pictures", type=click.Path(path_type=Path), help="Compare on these pictures too.")
+@click.option(
+    "--skip",
+    multiple=True,
+    type=click.Choice(["golden", "ort", "engine"]),
+    help="Leave out what this machine cannot do. Repeatable.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
+def verify(bundle: Path, pictures: Path | None, skip: tuple[str, ...], as_json: bool) -> None:
+    """Prove a bundle: every hash, and Python integers = ONNX Runtime = the C engine in every layer, tolerance 0."""
+    from edgeyolo.errors import DifferenceError
+    from edgeyolo.progress import Log
+    from edgeyolo.verify import verify as run
+
+    verdict = run(bundle, Log(quiet=as_json), skip=skip, more=pictures)
+    if as_json:
+        click.echo(json.dumps({**asdict(verdict), "equal": not verdict.differences}, indent=1))
+    else:
+        _print(verdict, skip)
+    if verdict.differences:
+        first = verdict.differences[0]
+        raise DifferenceError(
+            f"{first.contender} differs from the Python integers",
+            where=f"picture {first.picture}, layer {first.layer}",
+            got=first.detail,
+            allowed="0 differing elements",
+        )
+
+
+def _print(verdict: Verdict, skip: tuple[str, ...]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from edgeyolo.verify import CHECKS
+
+    titles = {"golden": "stored golden data", "ort": "ONNX Runtime, optimisations off", "engine": "C engine, compiled here"}
+    table = Table(title=f"Python integers against, {verdict.layers} layers, {verdict.pictures} picture(s), tolerance 0")
+    for column in ("contender", "elements", "differences"):
+        table.add_column(column, justify="left" if column == "contender" else "right")
+    for check in CHECKS:
+        wrong = [d for d in verdict.differences if d.contender == check]
+        first = f"{len(wrong)} picture(s), first at layer {wrong[0].layer}" if wrong else "0"
+        compared = verdict.elements.get(check, 0)
+        table.add_row(titles[check], f"{compared:,}" if compared else "-", first if compared else "skipped")
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        f"{verdict.float32_exact} of {verdict.convolutions} convolutions are exact in float32 for any input "
+        "(worst-case accumulator within 24 bits); the others were equal on these pictures."
+        if verdict.float32_exact < verdict.convolutions
+        else f"All {verdict.convolutions} convolutions are exact in float32 for any input (accumulators within 24 bits)."
+    )
+    if skip:
+        console.print(f"Not checked: {', '.join(sorted(set(skip)))}.", style="yellow")

@@ -1,0 +1,257 @@
+"""``--target fpga``: quantise to powers of two, lower to the integer program, and write a verified bundle."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from edgeyolo import __version__
+from edgeyolo.agreement import Agreement
+from edgeyolo.bundle import MODEL, PROGRAM, write_manifest
+from edgeyolo.errors import InputError
+from edgeyolo.export.golden import write_golden
+from edgeyolo.export.pictures import PictureSet
+from edgeyolo.export.prepare import Parity, Stages
+from edgeyolo.frontend import Source
+from edgeyolo.lower.blob_index import BlobForm
+from edgeyolo.lower.blobs import write_blobs
+from edgeyolo.lower.fixed import lower_fixed
+from edgeyolo.lower.seed_v1 import write_seed_v1
+from edgeyolo.ort import model_bytes
+from edgeyolo.output import check_free, new_folder
+from edgeyolo.passes.dyadic_leaky import DyadicLeaky
+from edgeyolo.passes.graph import read_detector
+from edgeyolo.passes.pixel_input import PixelInput
+from edgeyolo.postprocess import detect
+from edgeyolo.profile import TargetProfile, check_program, load_profile
+from edgeyolo.program import Conv, IntegerProgram, accumulator_bound
+from edgeyolo.program_image import encode_program
+from edgeyolo.progress import Log
+from edgeyolo.quant.calibrate import copy_model, run_pictures
+from edgeyolo.quant.compare import HeadSnr, LayerReport, compare_layers, head_snr
+from edgeyolo.quant.config import GRANULARITIES, QuantConfig, parse_keep
+from edgeyolo.quant.plan import EXACT_BITS
+from edgeyolo.quant.quantise import QuantResult, quantise
+
+LOST = 0.5
+"""Below this agreement with the float model's detections the export warns: half of what a user sees has changed."""
+AGREEMENT_PICTURES = 64
+REPORT_PICTURES = 8
+SEED_V1 = "seed-v1"
+
+
+@dataclass(frozen=True)
+class FpgaRequest:
+    """What to write and where.
+
+    Args:
+        output: the bundle's folder.
+        layout: ``oihw``, ``ohwi``, ``tiled`` or ``seed-v1``.
+        formats: any of ``bin``, ``mem``, ``coe``, ``h``.
+        golden: pictures whose every layer is stored.
+        max_drop: largest loss of agreement (1 - F1) that is not an error.
+    """
+
+    output: Path
+    profile: TargetProfile
+    config: QuantConfig
+    layout: str
+    formats: tuple[str, ...]
+    golden: int = 1
+    max_drop: float | None = None
+    force: bool = False
+
+    @classmethod
+    def of(cls, output: Path, options: dict[str, Any]) -> FpgaRequest:
+        """Read the command line's options; what contradicts the board or is out of range is refused before any work."""
+        profile = load_profile("fpga", options["board"])
+        granularity = options["granularity"] or max(profile.granularity, key=GRANULARITIES[::-1].index)
+        config = QuantConfig(
+            options["bits"], options["act_bits"], granularity, options["method"],
+            tuple(keep for text in options["keep"] for keep in parse_keep(text)),
+            options["equalise"], options["correct_bias"],
+        )  # fmt: skip
+        layout = options["layout"] or profile.layout
+        formats = tuple(part.strip() for part in options["formats"].split(","))
+        if layout != SEED_V1:
+            BlobForm.of(profile, layout, formats)
+        if options["golden"] < 0:
+            raise InputError("the number of golden pictures is negative", where="--golden", got=options["golden"])
+        drop = options["max_drop"]
+        if drop is not None and not 0 <= drop <= 1:
+            raise InputError("out of range", where="--max-drop", got=drop, allowed="0 to 1")
+        return cls(output, profile, config, layout, formats, options["golden"], drop, options["force"])
+
+
+@dataclass(frozen=True, eq=False)
+class FpgaResult:
+    """What was written, for tables and JSON."""
+
+    quant: QuantResult
+    program: IntegerProgram
+    agreement: Agreement
+    pictures: int
+    snr_db: float
+    layers: tuple[LayerReport, ...]
+    slopes: dict[float, str]
+    slope_snr_db: float | None
+    files: dict[str, int]
+    compared: int
+    facts: dict[str, Any]
+
+    @property
+    def lost(self) -> bool:
+        """Whether the integer program no longer sees what the float model sees."""
+        return self.agreement.f1 < LOST
+
+    def lost_too_much(self, max_drop: float | None) -> bool:
+        """Whether the loss of agreement exceeds what the user allows."""
+        return max_drop is not None and 1 - self.agreement.f1 > max_drop
+
+
+def export_fpga(
+    source: Source, model: ir.Model, parities: list[Parity], pictures: PictureSet, request: FpgaRequest,
+    stages: Stages, log: Log,
+) -> FpgaResult:  # fmt: skip
+    """Quantise the prepared float ``model`` on ``pictures`` and write the bundle.
+
+    Raises:
+        UnsupportedError: the model or the options ask for what the integer program or the board cannot do.
+    """
+    check_free(request.output, force=request.force)
+    exact, slopes, slope_snr = _fixed_point_form(model, pictures, stages, log)
+    with log.stage("quantise") as details:
+        quant = quantise(exact, pictures, request.config, lambda items, title: log.track(items, title, len(pictures)))
+        details += [f"{s.name} {s.head_snr_db:.1f} dB{'' if s.kept else ' (not kept)'}" for s in quant.steps]
+    stages.save("50-quantised", quant.model)
+    with log.stage("lower") as details:
+        program = lower_fixed(quant.model)
+        check_program(program, request.profile)
+        details.append(f"{len(program.ops)} operations, peak activations {program.arena_bytes:,} bytes")
+    with log.stage("compare") as details:
+        sample = pictures.spread(AGREEMENT_PICTURES)
+        agreement, snr = agree(model, quant.model, sample, log)
+        layers = tuple(compare_layers(quant.reference, quant.model, quant.plan, pictures.spread(REPORT_PICTURES)))
+        details.append(f"agreement with float F1 {agreement.f1:.3f}, head SNR {snr:.1f} dB on {len(sample)} pictures")
+    facts = _facts(source, parities, quant, program, request, agreement, snr, slopes, len(sample))
+    with log.stage("write") as details, new_folder(request.output, force=request.force) as folder:
+        compared = _write(folder, quant.model, program, pictures, request, facts, layers)
+        written = {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
+        details.append(f"{len(written)} files; {compared:,} golden elements equal to ONNX Runtime's")
+    return FpgaResult(
+        quant, program, agreement, len(sample), snr, layers, slopes, slope_snr, written, compared, facts
+    )  # fmt: skip
+
+
+def _fixed_point_form(
+    model: ir.Model, pictures: PictureSet, stages: Stages, log: Log
+) -> tuple[ir.Model, dict[float, str], float | None]:
+    """Raw pixels in, dyadic slopes inside; returns the model, the changed slopes and what they cost in head SNR."""
+    with log.stage("fixed form") as details:
+        exact, leaky = copy_model(model), DyadicLeaky()
+        snr = None
+        PixelInput()(exact)
+        if leaky(exact).modified:
+            snr = head_snr(model, exact, pictures.spread(REPORT_PICTURES))
+            details += [f"slope {old} -> {new}" for old, new in leaky.changed.items()]
+            details.append(f"head SNR {snr:.1f} dB")
+    stages.save("40-fixed-form", exact)
+    return exact, leaky.changed, snr
+
+
+def agree(
+    reference: ir.Model, quantised: ir.Model, pictures: PictureSet, log: Log
+) -> tuple[Agreement, float]:
+    """What two models detect, compared, and the heads' SNR in dB; heads of unknown meaning agree trivially on nothing."""
+    agreement, sums = Agreement(), HeadSnr()
+    detector = read_detector(reference)
+    boxes = bool(detector.heads) and not any(head.kind in ("raw", "classifier") for head in detector.heads)
+    names = [str(value.name) for value in reference.graph.outputs]
+    size = (detector.preprocess.width, detector.preprocess.height)
+    plain = replace(detector, preprocess=replace(detector.preprocess, resize="stretch"))
+    runs = zip(run_pictures(reference, names, pictures), run_pictures(quantised, names, pictures), strict=True)
+    for expected, got in log.track(runs, "comparing detections", len(pictures)):
+        sums.add(expected, got)
+        if boxes:
+            found = (detect([a[h.output][0] for h in detector.heads], plain, size) for a in (expected, got))
+            agreement.add(*found)
+    return agreement, sums.decibel
+
+
+def _facts(
+    source: Source, parities: list[Parity], quant: QuantResult, program: IntegerProgram, request: FpgaRequest,
+    agreement: Agreement, snr: float, slopes: dict[float, str], pictures: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Everything the manifest states besides files and detector."""
+    convs = [op for op in program.ops if isinstance(op, Conv)]
+    bounds = [accumulator_bound(op.weight, op.bias, program.tensors[op.input].qtype) for op in convs]
+    bits = Counter[int]()
+    for op in convs:
+        bits[op.weight_type.bits] += op.weight.size
+    return {
+        "tool": f"edgeyolo {__version__}",
+        "target": "fpga",
+        "source": {"name": source.name, "sha256": source.sha256, "notes": list(source.notes)},
+        "profile": asdict(request.profile),
+        "options": {**asdict(request.config), "layout": request.layout, "formats": list(request.formats)},
+        "tensors": [
+            {
+                "name": t.name, "shape": list(t.shape), "layout": "CHW", "dtype": str(t.qtype.dtype),
+                "qtype": str(t.qtype), "frac": t.frac, "offset": t.offset,
+            }
+            for t in program.tensors
+        ],
+        "program": {
+            "operations": len(program.ops),
+            "input": program.tensors[program.input].name,
+            "outputs": [program.tensors[i].name for i in program.outputs],
+            "arena_bytes": program.arena_bytes,
+            "accumulator_bits": max((b.bit_length() + 1 for b in bounds), default=0),
+            "float32_exact_layers": sum(b <= 1 << EXACT_BITS for b in bounds),
+            "convolutions": len(convs),
+        },
+        "weight_bits": {str(k): n for k, n in sorted(bits.items())},
+        "slopes": {str(k): v for k, v in slopes.items()},
+        "ledger": {
+            "parity": [asdict(p) for p in parities],
+            "refinement": [asdict(s) for s in quant.steps],
+            "head_snr_db": round(snr, 3),
+            "agreement": {**asdict(agreement), "f1": round(agreement.f1, 6), "pictures": pictures},
+        },
+    }  # fmt: skip
+
+
+def _write(
+    folder: Path, model: ir.Model, program: IntegerProgram, pictures: PictureSet, request: FpgaRequest,
+    facts: dict[str, Any], layers: tuple[LayerReport, ...],
+) -> int:  # fmt: skip
+    """Fill the bundle's folder; returns how many golden elements were compared with the oracle."""
+    (folder / MODEL).write_bytes(model_bytes(model))
+    (folder / PROGRAM).write_bytes(encode_program(program))
+    if request.layout == SEED_V1:
+        seed = write_seed_v1(program, folder / "weights", stem=Path(facts["source"]["name"]).stem, bits=16)
+        facts = {**facts, "seed_v1": {"notes": list(seed.notes)}}
+    else:
+        write_blobs(
+            program, folder / "weights", layout=request.layout, profile=request.profile, formats=request.formats,
+            source_sha256=facts["source"]["sha256"],
+        )  # fmt: skip
+    engine = folder / "engine"
+    engine.mkdir()
+    for item in sorted(files("edgeyolo.targets.engine").iterdir(), key=lambda entry: entry.name):
+        if item.name.endswith((".c", ".h")) or item.name == "Makefile":
+            (engine / item.name).write_bytes(item.read_bytes())
+    compared = 0
+    if request.golden:
+        compared = write_golden(program, model, list(pictures.spread(request.golden)), folder)
+    report = [layer.to_json() for layer in layers]
+    (folder / "report.json").write_text(json.dumps(report, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    assert program.detector is not None
+    write_manifest(folder, facts, program.detector)
+    return compared

@@ -1,0 +1,93 @@
+"""Golden data: the input and every layer's output of some pictures, as the integer program computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeyolo.errors import DifferenceError
+from edgeyolo.images import Pixels
+from edgeyolo.lower.fixed import tensor_name
+from edgeyolo.ort import model_bytes, open_session, run
+from edgeyolo.program import IntegerProgram
+from edgeyolo.qtype import TensorQuant
+from edgeyolo.quant.calibrate import with_outputs
+from edgeyolo.runners.integer import Codes, input_codes, run_integer
+
+
+def layer_codes(program: IntegerProgram, codes: Codes) -> list[Codes]:
+    """The output codes of every operation, in order."""
+    layers: list[Codes] = []
+    run_integer(program, codes, lambda _index, _op, result: layers.append(result))
+    return layers
+
+
+class Oracle:
+    """ONNX Runtime, graph optimisations off, on the QDQ file."""
+
+    def __init__(self, model: ir.Model) -> None:
+        quantisers = [n for n in model.graph if n.op_type == "QuantizeLinear"]
+        self._codes = {tensor_name(n): str(n.outputs[0].name) for n in quantisers}
+        self._session = open_session(model_bytes(with_outputs(model, self._codes.values())), optimise=False)
+
+    def layers(self, program: IntegerProgram, codes: Codes) -> list[Codes]:
+        """The output codes of every operation of ``program``, which was lowered from this model, for its input codes."""
+        source = program.tensors[program.input]
+        answer = run(self._session, TensorQuant.pow2(source.qtype, source.frac).dequantise(codes)[None])
+        names = [program.tensors[op.output].name for op in program.ops]
+        return [answer[self._codes[name]][0] for name in names]
+
+
+def golden_name(picture: int, part: str) -> str:
+    """Where golden data stands in a bundle; ``part`` is ``input`` or the operation's three-digit index."""
+    return f"golden/{picture:03d}/{part}.bin"
+
+
+def first_difference(expected: Codes, got: Codes) -> str | None:
+    """Where two arrays first differ, with both values, or None; the tolerance is 0."""
+    if expected.shape != got.shape:
+        return f"shape {got.shape} instead of {expected.shape}"
+    wrong = expected.astype(np.int64) != got.astype(np.int64)
+    if not wrong.any():
+        return None
+    first = tuple(int(i) for i in np.argwhere(wrong)[0])
+    values = f"{expected[first]} expected, {got[first]} got"
+    return f"{int(wrong.sum())} of {wrong.size} elements differ, first at (c, y, x) = {first}: {values}"
+
+
+def write_golden(program: IntegerProgram, model: ir.Model, pictures: Sequence[Pixels], folder: Path) -> int:
+    """Write the golden data of a bundle ``folder`` and check it against the oracle; returns the elements compared.
+
+    Raises:
+        DifferenceError: the integer program and ONNX Runtime disagree; names layer and element.
+    """
+    oracle, compared = Oracle(model), 0
+    (folder / "golden").mkdir()
+    head = f"EYGOLD1 {len(pictures)} {len(program.ops)}\n"
+    (folder / "golden" / "index.txt").write_text(head, encoding="ascii")
+    for number, pixels in enumerate(pictures):
+        codes = input_codes(program, pixels)
+        layers = layer_codes(program, codes)
+        (folder / golden_name(number, "input")).parent.mkdir()
+        (folder / golden_name(number, "input")).write_bytes(little_endian(codes))
+        for index, (layer, expected) in enumerate(zip(layers, oracle.layers(program, codes), strict=True)):
+            difference = first_difference(expected, layer)
+            if difference:
+                raise DifferenceError(
+                    "the integer program differs from ONNX Runtime",
+                    where=f"layer {index} {program.ops[index].name}",
+                    got=difference,
+                    hint="fewer bits keep the accumulators within the 24 bits that float32 holds exactly",
+                )
+            compared += layer.size
+            (folder / golden_name(number, f"{index:03d}")).write_bytes(little_endian(layer))
+    return compared
+
+
+def little_endian(codes: Codes) -> bytes:
+    """Raw codes, row-major, little endian."""
+    return codes.astype(codes.dtype.newbyteorder("<")).tobytes()
+

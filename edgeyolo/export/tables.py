@@ -1,0 +1,67 @@
+"""What a person reads after an export: the bundle, the layers, the figures."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from rich.table import Table
+
+from edgeyolo.export.fpga import FpgaRequest, FpgaResult
+from edgeyolo.program import Conv
+from edgeyolo.progress import Log
+from edgeyolo.quant.compare import LayerReport
+
+WORST = 5
+
+
+def print_result(result: FpgaResult, request: FpgaRequest, log: Log, *, full: bool) -> None:
+    """Print the layers (all, or the worst few) and the summary of a finished bundle."""
+    layers = list(result.layers)
+    if not full:
+        layers = sorted(layers, key=lambda layer: layer.sqnr_db)[:WORST]
+    title = "layers against float" if full else f"the {len(layers)} worst layers against float (--report shows all)"
+    log.table(layer_table(layers, title))
+    log.table(_summary(result, request))
+    log.say(f"\nnext: edgeyolo verify {request.output}\n      make -C {request.output}/engine test")
+
+
+def layer_table(layers: list[LayerReport], title: str) -> Table:
+    """One row a layer: type, exponent, SQNR, centred SNR, cosine, clipped and saturated shares."""
+    table = Table(title=title)
+    table.add_column("layer", overflow="fold")
+    for column in ("type", "frac", "SQNR dB", "SNR dB", "cosine", "clipped %", "saturated %"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in layers:
+        table.add_row(
+            row.name, row.qtype, str(row.frac), f"{row.sqnr_db:.1f}", f"{row.snr_db:.1f}", f"{row.cosine:.4f}",
+            f"{row.clipped * 100:.2f}", f"{row.saturated * 100:.2f}",
+        )  # fmt: skip
+    return table
+
+
+def _summary(result: FpgaResult, request: FpgaRequest) -> Table:
+    facts, counts = result.facts["program"], result.agreement
+    folders: Counter[str] = Counter()
+    for name, size in result.files.items():
+        folders[name.split("/")[0] + ("/" if "/" in name else "")] += size
+    weights = sum(op.weight.size for op in result.program.ops if isinstance(op, Conv))
+    shares = ", ".join(f"{n / weights:.0%} at {bits} bit" for bits, n in result.facts["weight_bits"].items())
+    table = Table(title=str(request.output), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    rows = {
+        "board": f"{request.profile.name}: {request.profile.description}",
+        "weights": f"{weights:,}: {shares}",
+        "operations": f"{facts['operations']}, of them {facts['convolutions']} convolutions",
+        "accumulators": f"{facts['accumulator_bits']} bit worst case, proven from the weights",
+        "exact in float32": f"{facts['float32_exact_layers']} of {facts['convolutions']} convolutions for any input",
+        "activations": f"{facts['arena_bytes']:,} bytes at the peak",
+        "head SNR": f"{result.snr_db:.1f} dB against float, channel means removed",
+        "same detections": f"F1 {counts.f1:.3f} on {result.pictures} pictures ({counts.matched} matched, "
+        f"{counts.missed} missed, {counts.invented} invented)",
+        "golden": f"{request.golden} picture(s), {result.compared:,} elements equal to ONNX Runtime's",
+        **{name: f"{size:,} bytes" for name, size in sorted(folders.items())},
+    }
+    for name, text in rows.items():
+        table.add_row(name, text)
+    return table

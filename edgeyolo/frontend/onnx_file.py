@@ -1,0 +1,69 @@
+"""Read an ONNX file from anywhere: ours with detector metadata, or a stranger's."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from edgeyolo.detector import METADATA_KEY, Detector, Head, Preprocess
+from edgeyolo.errors import InputError, UnsupportedError
+from edgeyolo.passes.graph import write_detector
+
+MAX_BYTES = 1 << 31
+"""protobuf's own limit."""
+
+
+def load_onnx(path: Path, names: tuple[str, ...] = ()) -> tuple[ir.Model, Detector]:
+    """Parse and check an ONNX file.
+
+    Returns the graph and its detector facts; a file without our metadata gets what its input's shape says: RGB or grey
+    pixels / 255, raw outputs of unknown meaning.
+
+    Raises:
+        InputError: unreadable, not ONNX, refers to other files, or has no static NCHW input.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError("the ONNX file is too large", where=path, got=path.stat().st_size, allowed=f"{MAX_BYTES} bytes")
+        proto = onnx.load_model_from_string(path.read_bytes())
+        onnx.checker.check_model(proto)
+    except OSError as error:
+        raise InputError("cannot read the model", where=path, got=error.strerror) from error
+    except InputError:
+        raise
+    except Exception as error:  # protobuf and the checker raise several private types
+        raise InputError("this is not a valid ONNX file", where=path, got=str(error)[:300]) from error
+    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer):
+        raise InputError(
+            "the weights are in another file", where=path, hint="save it as one file: onnx.save(onnx.load(path), new_path)"
+        )
+    if not any(entry.domain in ("", "ai.onnx") for entry in proto.opset_import):
+        raise InputError("the model imports no standard operators", where=path)
+    model = ir.from_proto(proto)
+    text = model.metadata_props.get(METADATA_KEY)
+    detector = Detector.from_json(text) if text else _guess(model, path)
+    if names:
+        detector = dataclasses.replace(detector, names=names)
+    write_detector(model, detector)
+    return model, detector
+
+
+def _guess(model: ir.Model, path: Path) -> Detector:
+    """The least that shapes say."""
+    inputs = [v for v in model.graph.inputs if v.name not in model.graph.initializers]
+    if len(inputs) != 1:
+        raise UnsupportedError("the model must have one input", where=path, got=[v.name for v in inputs])
+    shape = list(inputs[0].shape) if inputs[0].shape is not None else []
+    if len(shape) != 4 or not all(isinstance(d, int) for d in shape[1:]) or shape[1] not in (1, 3):
+        raise InputError(
+            "the input must be (N, C, H, W) with static C, H, W and 1 or 3 channels",
+            where=path,
+            got=f"{inputs[0].name}: {shape}",
+            hint="export the model with a fixed input size",
+        )
+    channels, height, width = (int(str(d)) for d in shape[1:])
+    heads = tuple(Head(str(v.name), kind="raw") for v in model.graph.outputs)
+    return Detector("onnx", Preprocess(width, height, channels), heads)

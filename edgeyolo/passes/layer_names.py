@@ -1,0 +1,46 @@
+"""Give nodes and values the short names a person would use: ``layers.17.conv`` instead of ``/layers.17/conv/Conv_output_0``.
+
+A value is called after the module that computes it, with the operator's name behind it only where that is not unique.
+Graph inputs, outputs and initializers keep their names.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+
+class LayerNames(ir.passes.InPlacePass):
+    """Rename what the TorchScript exporter named after module paths."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rename in place."""
+        fixed = {str(v.name) for v in (*model.graph.inputs, *model.graph.outputs)}
+        taken = fixed | set(model.graph.initializers)
+        modified = False
+        for node in model.graph:
+            base = _short(node)
+            if base is None:
+                continue
+            for index, value in enumerate(node.outputs):
+                if str(value.name) in fixed:
+                    continue
+                value.name = _unique(base if index == 0 else f"{base}.{index}", taken)
+                taken.add(value.name)
+            node.name = base if node.outputs[0].name in fixed else node.outputs[0].name
+            modified = True
+        return ir.passes.PassResult(model, modified=modified)
+
+
+def _short(node: ir.Node) -> str | None:
+    """``/layers.17/conv/Conv`` -> ``layers.17.conv``; None for a node that is not named so."""
+    parts = (node.name or "").strip("/").split("/")
+    if not (node.name or "").startswith("/") or len(parts) < 2:
+        return None
+    return ".".join(parts[:-1])
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    count, candidate = 1, name
+    while candidate in taken:
+        count, candidate = count + 1, f"{name}.{count + 1}"
+    return candidate

@@ -1,0 +1,51 @@
+"""What a user sees while long work runs: one line per finished stage with its time, and progress bars."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+
+
+class Log:
+    """Lines and bars on a console; ``quiet`` prints nothing (for --json and tests)."""
+
+    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
+        self.console = console or Console(stderr=True, highlight=False)
+        self.quiet = quiet
+        self.seconds: dict[str, float] = {}
+
+    def say(self, text: str) -> None:
+        """Print one line."""
+        if not self.quiet:
+            self.console.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        """Print a warning, which is never silenced: it goes to the console of errors even with --json."""
+        self.console.print(f"warning: {text}", style="bold yellow", markup=False)
+
+    def table(self, table: object) -> None:
+        """Print a rich table."""
+        if not self.quiet:
+            self.console.print(table)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[list[str]]:
+        """Time a stage; what the block appends to the list stands behind the name in its line."""
+        details: list[str] = []
+        start = time.perf_counter()
+        yield details
+        self.seconds[name] = time.perf_counter() - start
+        self.say(f"{name:<12} {self.seconds[name]:6.1f} s  {'; '.join(details)}")
+
+    def track(self, items: Iterable[T], title: str, total: int | None = None) -> Iterator[T]:
+        """Iterate with a progress bar that disappears when done."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self.console, transient=True, disable=self.quiet) as progress:
+            yield from progress.track(items, description=title, total=total)
