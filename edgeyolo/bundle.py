@@ -1,7 +1,7 @@
 """The bundle: a folder with ``manifest.json``, payload and golden data; all that runners, verify and benchmark read.
 
-docs/bundle-format.md is the normative text. A bundle is hostile until read: every size is bounded, every path stays inside
-the folder, every file has the size and SHA-256 that the manifest states. The same input gives the same bytes.
+docs/bundle-format.md is the normative text. A bundle is hostile until read: every size is bounded, every path stays
+inside the folder, every file has the size and SHA-256 that the manifest states. The same input gives the same bytes.
 """
 
 from __future__ import annotations
@@ -53,7 +53,10 @@ class Bundle:
         offenders = [text for name, entry in manifest["files"].items() if (text := _offence(path, name, entry))]
         if offenders:
             raise BundleError(
-                "the bundle is damaged", where=path, got="; ".join(offenders[:20]), hint="export it again or copy it anew"
+                "the bundle is damaged",
+                where=path,
+                got="; ".join(offenders[:20]),
+                hint="export it again or copy it anew",
             )
         return cls(path, manifest, Detector.from_json(json.dumps(manifest["detector"])))
 
@@ -128,7 +131,11 @@ def _offence(folder: Path, name: str, entry: object) -> str | None:
     pure = PurePosixPath(name)
     if not name or pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name or pure.as_posix() != name:
         return f"{name!r} leaves the bundle"
-    if not isinstance(entry, dict) or not isinstance(entry.get("bytes"), int) or not isinstance(entry.get("sha256"), str):
+    if (
+        not isinstance(entry, dict)
+        or not isinstance(entry.get("bytes"), int)
+        or not isinstance(entry.get("sha256"), str)
+    ):
         return f"{name}: no size and hash"
     path = folder / name
     try:

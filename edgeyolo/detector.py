@@ -42,9 +42,12 @@ class Head:
     """One raw output and how to read it.
 
     Args:
-        output: name of the graph output, (N, len(anchors) * entries, grid_h, grid_w) raw values; for a classifier (N, classes).
-        kind: ``yolo`` (entries = x y w h obj + classes), ``gaussian_yolo`` (entries = x sx y sy w sw h sh obj + classes),
-            ``region`` (YOLOv2: as yolo; softmax over the classes if ``softmax``), ``classifier``, ``raw`` (unknown meaning).
+        output: name of the graph output, (N, len(anchors) * entries, grid_h, grid_w) raw values; for a classifier (N,
+        classes).
+        kind: ``yolo`` (entries = x y w h obj + classes), ``gaussian_yolo`` (entries = x sx y sy w sw h sh obj +
+        classes),
+            ``region`` (YOLOv2: as yolo; softmax over the classes if ``softmax``), ``classifier``, ``raw`` (unknown
+            meaning).
         stride: network pixels per grid cell, (horizontal, vertical), from the shapes.
         anchors: (width, height) in network pixels, already selected by the mask.
         scale_x_y: x, y = scale * sigmoid - 0.5 * (scale - 1).
@@ -107,11 +110,13 @@ class Detector:
             preprocess = Preprocess(**data.pop("preprocess"))
             return cls(preprocess=preprocess, heads=heads, names=tuple(data.pop("names")), **data)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError("the detector metadata cannot be read", got=repr(error), hint="export the model again") from error
+            raise InputError(
+                "the detector metadata cannot be read", got=repr(error), hint="export the model again"
+            ) from error
 
 
 def read_names(path: Path) -> tuple[str, ...]:
-    """Class names from a file, one a line, blank lines left out. Raises InputError if it cannot be read or is too large."""
+    """Class names from a file, one a line, blank lines left out. Raises InputError if it cannot be read."""
     try:
         if path.stat().st_size > MAX_NAMES_BYTES:
             raise InputError("the file of class names is too large", where=path, allowed=f"{MAX_NAMES_BYTES} bytes")

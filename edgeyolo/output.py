@@ -50,7 +50,9 @@ def check_free(target: Path, *, force: bool) -> None:
         replaceable = replaceable and (not any(target.iterdir()) or (target / MANIFEST).is_file())
     if not replaceable:
         raise InputError(
-            "the output exists and is not a bundle; it is left alone", where=target, hint="choose another folder with -o"
+            "the output exists and is not a bundle; it is left alone",
+            where=target,
+            hint="choose another folder with -o",
         )
     if not force:
         raise InputError("the output folder exists", where=target, hint="choose another one with -o, or add --force")

@@ -1,7 +1,7 @@
 """The integer program: a list of frozen records that a fixed-point target executes, and nothing more.
 
-Tensors are (C, H, W) in row-major order, one picture at a time; their codes live in one arena at ``offset`` bytes. Every
-operation reads tensors by index and writes exactly one. docs/fixed-point.md defines what each record computes;
+Tensors are (C, H, W) in row-major order, one picture at a time; their codes live in one arena at ``offset`` bytes.
+Every operation reads tensors by index and writes exactly one. docs/fixed-point.md defines what each record computes;
 ``runners/integer.py`` is its oracle in numpy, ``targets/engine`` its implementation in C.
 """
 
@@ -96,7 +96,7 @@ class Upsample:
 
 @dataclass(frozen=True)
 class Concat:
-    """Channels of all inputs in order; input i becomes clamp(round_shift(x, shifts[i]), lo, hi). One input: requantise."""
+    """Channels of all inputs in order, input i as clamp(round_shift(x, shifts[i]), lo, hi); one input: requantise."""
 
     name: str
     inputs: tuple[int, ...]
@@ -142,7 +142,7 @@ class Reshape:
 
 @dataclass(frozen=True, eq=False)
 class Lookup:
-    """y = table[x - lo(x's type)]; ``table`` has 2**bits entries of the output's container (bits of the input, at most 8)."""
+    """y = table[x - lo(x's type)]; ``table`` has one output code for each of the input's 2**bits, bits at most 8."""
 
     name: str
     input: int

@@ -1,8 +1,8 @@
 """Quantised types and the arithmetic that goes with them: the only home of rounding, scales and shifts.
 
 ``QType`` says what integers a tensor may hold, ``TensorQuant`` adds the scales. For power-of-two types a real number is
-``code * 2**-frac``; ``frac`` (the fraction bits) may be negative or exceed the number of bits. Rounding is half to even,
-everywhere; docs/fixed-point.md is the normative text.
+``code * 2**-frac``; ``frac`` (the fraction bits) may be negative or exceed the number of bits. Rounding is half to
+even, everywhere; docs/fixed-point.md is the normative text.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from edgeyolo.errors import InputError
 
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.floating[Any]]
+Int64Array = npt.NDArray[np.int64]
 IntArray = npt.NDArray[np.integer[Any]]
 
 MIN_BITS, MAX_BITS = 2, 16
@@ -120,7 +121,8 @@ class TensorQuant:
         """Real numbers to codes of ``qtype.dtype``: divide, round half to even, saturate. Same shape as ``x``."""
         scaled = np.asarray(x, np.float64) / self._spread(self.scale.astype(np.float64), x.ndim)
         codes = np.rint(scaled) + self._spread(self.zero_point, x.ndim)
-        return np.clip(codes, self.qtype.lo, self.qtype.hi).astype(self.qtype.dtype)
+        clipped: IntArray = np.clip(codes, self.qtype.lo, self.qtype.hi).astype(self.qtype.dtype)
+        return clipped
 
     def fake(self, x: FloatArray) -> FloatArray:
         """``dequantise(quantise(x))`` in float32 without the detour over codes; exact for pow2 scales."""
@@ -133,21 +135,23 @@ class TensorQuant:
     def dequantise(self, codes: IntArray) -> FloatArray:
         """Codes to float32 real numbers. Same shape as ``codes``."""
         centred = codes.astype(np.float64) - self._spread(self.zero_point, codes.ndim)
-        return (centred * self._spread(self.scale.astype(np.float64), codes.ndim)).astype(np.float32)
+        real: FloatArray = (centred * self._spread(self.scale.astype(np.float64), codes.ndim)).astype(np.float32)
+        return real
 
 
-def round_shift(acc: IntArray, shift: int | IntArray) -> IntArray:
+def round_shift(acc: IntArray, shift: int | IntArray | np.int64) -> Int64Array:
     """Divide integers by ``2**shift``, rounding half to even; a negative shift multiplies. int64 in, int64 out.
 
     ``shift`` broadcasts against ``acc``. This one function is the rounding rule of every fixed-point result.
     """
     acc = np.asarray(acc, np.int64)
-    right = np.maximum(shift, 0).astype(np.int64)
-    left = np.maximum(-np.asarray(shift), 0).astype(np.int64)
+    shift = np.asarray(shift, np.int64)
+    right = np.maximum(shift, 0)
+    left = np.maximum(-shift, 0)
     half = (np.int64(1) << right) >> 1
     odd = (acc >> right) & 1
     # Adding half - 1 + odd carries exactly when the remainder is above half, or is half and the quotient is odd.
-    rounded: IntArray = (acc + np.where(right > 0, half - 1 + odd, 0)) >> right
+    rounded: Int64Array = (acc + np.where(right > 0, half - 1 + odd, 0)) >> right
     return rounded << left
 
 

@@ -50,7 +50,8 @@ class Verdict:
         pictures: how many pictures were run.
         elements: compared elements per contender.
         differences: empty when everything is equal.
-        float32_exact: convolutions whose worst-case accumulator float32 holds exactly, for any input; of ``convolutions``.
+        float32_exact: convolutions whose worst-case accumulator float32 holds exactly, for any input; of
+        ``convolutions``.
     """
 
     layers: int
@@ -100,7 +101,9 @@ def verify(path: Path, log: Log, *, skip: Sequence[str] = (), more: Path | None 
     return verdict
 
 
-def _compare(program: IntegerProgram, name: str, codes: Codes, contenders: dict[str, Contender], verdict: Verdict) -> None:
+def _compare(
+    program: IntegerProgram, name: str, codes: Codes, contenders: dict[str, Contender], verdict: Verdict
+) -> None:
     """Run one picture everywhere and record the first difference of each contender."""
     expected = layer_codes(program, codes)
     verdict.pictures += 1
@@ -121,7 +124,8 @@ def _check_weights(bundle: Bundle, program: IntegerProgram) -> str:
     index = BlobIndex.from_json(bundle.read(name).decode("utf-8", "replace"))
     codes = read_blobs(bundle.path / "weights", index, program)
     convs = [(i, op) for i, op in enumerate(program.ops) if isinstance(op, Conv)]
-    for (number, op), blob in zip(convs, codes.convs, strict=True):
+    for number, op in convs:
+        blob = codes.convs[number]
         if not (np.array_equal(op.weight, blob.weight) and np.array_equal(op.bias, blob.bias)):
             raise BundleError("the weight images differ from the program", where=f"layer {number} {op.name}")
     return f"weight images equal the program's ({len(convs)} convolutions)"

@@ -52,7 +52,7 @@ class _Commands(click.Group):
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__, prog_name="edgeyolo")
 def main() -> None:
-    """Turn a trained YOLO into what an edge device needs, and prove that it is still the same model.
+    r"""Turn a trained YOLO into what an edge device needs, and prove that it is still the same model.
 
     \b
     edgeyolo export yolo.cfg --weights yolo.weights --calib pictures/ --target fpga --bits 4 -o out/fpga

@@ -16,8 +16,8 @@ EPILOG = """\b
 Examples:
   edgeyolo export yolo.cfg --weights yolo.weights --calib pictures/ --target fpga --bits 4 -o out/fpga
   edgeyolo export yolo.cfg --weights yolo.weights --target onnx --decode --nms --dynamic-batch -o yolo.onnx
-  edgeyolo export model.onnx --calib list.txt --target fpga --keep first,head,depthwise=8 --layout tiled --format bin,mem
-  edgeyolo export model.onnx --calib pictures/ --target fpga --act-bits 16 --report --max-drop 0.1
+  edgeyolo export model.onnx --calib list.txt --target fpga --keep first,head,depthwise=8 --layout tiled --format
+  bin,mem edgeyolo export model.onnx --calib pictures/ --target fpga --act-bits 16 --report --max-drop 0.1
 
 Exit codes: 0 done, 2 bad input, 3 done but the agreement with the float model fell by more than --max-drop.
 """
@@ -41,9 +41,9 @@ def _options(command: Any) -> Any:
         click.option("--calib-limit", type=click.IntRange(min=1), help="Use at most so many of them."),
         click.option("--bits", default=8, show_default=True, help="Weight bits, 2 to 8."),
         click.option("--act-bits", default=8, show_default=True, help="Activation bits, 4 to 16."),
-        click.option("--keep", multiple=True, metavar="LAYERS=BITS[/ACT]", help="Other bits for some layers. Repeatable."),
-        click.option("--granularity", help="Weight exponents: per-channel or per-tensor [default: what the board allows]."),
-        click.option("--method", default="mse", show_default=True, help="Exponents by mse, minmax, percentile, nearest or kl."),
+        click.option("--keep", multiple=True, metavar="LAYERS=BITS[/ACT]", help="Other bits for some layers."),
+        click.option("--granularity", help="per-channel or per-tensor weight exponents [default: the board's]."),
+        click.option("--method", default="mse", show_default=True, help="mse, minmax, percentile, nearest or kl."),
         click.option("--equalise/--no-equalise", default=True, help="Cross-layer equalisation, kept where it helps."),
         click.option("--correct-bias/--no-correct-bias", default=True, help="Bias correction, kept where it helps."),
         click.option("--board", help="Board profile: a name or a .toml file [default: generic]."),
@@ -75,7 +75,9 @@ def export(model: Path | None, **options: Any) -> None:
 
     log = Log(quiet=options["as_json"])
     if model is None:
-        raise InputError("no model given", allowed=".cfg (with --weights) or .onnx", hint="edgeyolo export MODEL --target fpga")
+        raise InputError(
+            "no model given", allowed=".cfg (with --weights) or .onnx", hint="edgeyolo export MODEL --target fpga"
+        )
     output = options["output"] or Path("out") / f"{model.stem}-{options['target']}"
     if options["target"] == "onnx":
         _onnx(model, output if output.suffix == ".onnx" else output.with_name(output.name + ".onnx"), options, log)

@@ -59,7 +59,11 @@ def _print(verdict: Verdict, skip: tuple[str, ...]) -> None:
 
     from edgeyolo.verify import CHECKS
 
-    titles = {"golden": "stored golden data", "ort": "ONNX Runtime, optimisations off", "engine": "C engine, compiled here"}
+    titles = {
+        "golden": "stored golden data",
+        "ort": "ONNX Runtime, optimisations off",
+        "engine": "C engine, compiled here",
+    }
     table = Table(title=f"Python integers against, {verdict.layers} layers, {verdict.pictures} picture(s), tolerance 0")
     for column in ("contender", "elements", "differences"):
         table.add_column(column, justify="left" if column == "contender" else "right")
@@ -74,7 +78,7 @@ def _print(verdict: Verdict, skip: tuple[str, ...]) -> None:
         f"{verdict.float32_exact} of {verdict.convolutions} convolutions are exact in float32 for any input "
         "(worst-case accumulator within 24 bits); the others were equal on these pictures."
         if verdict.float32_exact < verdict.convolutions
-        else f"All {verdict.convolutions} convolutions are exact in float32 for any input (accumulators within 24 bits)."
+        else f"All {verdict.convolutions} convolutions are exact in float32 for any input (24-bit accumulators)."
     )
     if skip:
         console.print(f"Not checked: {', '.join(sorted(set(skip)))}.", style="yellow")

@@ -139,7 +139,14 @@ def export_fpga(
         agreement, snr = agree(model, quant.model, sample, log)
         layers = tuple(compare_layers(quant.reference, quant.model, quant.plan, pictures.spread(REPORT_PICTURES)))
         details.append(f"agreement with float F1 {agreement.f1:.3f}, head SNR {snr:.1f} dB on {len(sample)} pictures")
-    facts = _facts(source, parities, quant, program, request, agreement, snr, slopes, len(sample))
+    ledger = {
+        "parity": [asdict(p) for p in parities],
+        "slopes": {str(k): v for k, v in slopes.items()},
+        "refinement": [asdict(s) for s in quant.steps],
+        "head_snr_db": round(snr, 3),
+        "agreement": {**asdict(agreement), "f1": round(agreement.f1, 6), "pictures": len(sample)},
+    }
+    facts = _facts(source, program, request, ledger)
     with log.stage("write") as details, new_folder(request.output, force=request.force) as folder:
         compared = _write(folder, quant.model, program, pictures, request, facts, layers)
         written = {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
@@ -165,10 +172,8 @@ def _fixed_point_form(
     return exact, leaky.changed, snr
 
 
-def agree(
-    reference: ir.Model, quantised: ir.Model, pictures: PictureSet, log: Log
-) -> tuple[Agreement, float]:
-    """What two models detect, compared, and the heads' SNR in dB; heads of unknown meaning agree trivially on nothing."""
+def agree(reference: ir.Model, quantised: ir.Model, pictures: PictureSet, log: Log) -> tuple[Agreement, float]:
+    """Compare what two models detect, and their heads' SNR in dB; heads of unknown meaning agree on nothing."""
     agreement, sums = Agreement(), HeadSnr()
     detector = read_detector(reference)
     boxes = bool(detector.heads) and not any(head.kind in ("raw", "classifier") for head in detector.heads)
@@ -184,10 +189,7 @@ def agree(
     return agreement, sums.decibel
 
 
-def _facts(
-    source: Source, parities: list[Parity], quant: QuantResult, program: IntegerProgram, request: FpgaRequest,
-    agreement: Agreement, snr: float, slopes: dict[float, str], pictures: int,
-) -> dict[str, Any]:  # fmt: skip
+def _facts(source: Source, program: IntegerProgram, request: FpgaRequest, ledger: dict[str, Any]) -> dict[str, Any]:
     """Everything the manifest states besides files and detector."""
     convs = [op for op in program.ops if isinstance(op, Conv)]
     bounds = [accumulator_bound(op.weight, op.bias, program.tensors[op.input].qtype) for op in convs]
@@ -217,13 +219,7 @@ def _facts(
             "convolutions": len(convs),
         },
         "weight_bits": {str(k): n for k, n in sorted(bits.items())},
-        "slopes": {str(k): v for k, v in slopes.items()},
-        "ledger": {
-            "parity": [asdict(p) for p in parities],
-            "refinement": [asdict(s) for s in quant.steps],
-            "head_snr_db": round(snr, 3),
-            "agreement": {**asdict(agreement), "f1": round(agreement.f1, 6), "pictures": pictures},
-        },
+        "ledger": ledger,
     }  # fmt: skip
 
 

@@ -34,7 +34,7 @@ class Oracle:
         self._session = open_session(model_bytes(with_outputs(model, self._codes.values())), optimise=False)
 
     def layers(self, program: IntegerProgram, codes: Codes) -> list[Codes]:
-        """The output codes of every operation of ``program``, which was lowered from this model, for its input codes."""
+        """The output codes of every operation of ``program``, lowered from this model, for its input codes."""
         source = program.tensors[program.input]
         answer = run(self._session, TensorQuant.pow2(source.qtype, source.frac).dequantise(codes)[None])
         names = [program.tensors[op.output].name for op in program.ops]
@@ -90,4 +90,3 @@ def write_golden(program: IntegerProgram, model: ir.Model, pictures: Sequence[Pi
 def little_endian(codes: Codes) -> bytes:
     """Raw codes, row-major, little endian."""
     return codes.astype(codes.dtype.newbyteorder("<")).tobytes()
-

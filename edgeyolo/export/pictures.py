@@ -19,7 +19,8 @@ CACHE_BYTES = 1 << 28
 class PictureSet:
     """A collection of pictures as network pixels (C, H, W) uint8, preprocessed as the model's metadata says.
 
-    The files that do not decode are left out and listed in ``skipped``. Decoded pictures are kept up to ``CACHE_BYTES``,
+    The files that do not decode are left out and listed in ``skipped``. Decoded pictures are kept up to
+    ``CACHE_BYTES``,
     the others are decoded each time: memory does not grow with their number.
     """
 

@@ -25,7 +25,7 @@ PARITY_PICTURES = 4
 
 @dataclass(frozen=True)
 class Parity:
-    """Largest absolute difference of the raw heads before and after a stage, on ``pictures`` real pictures (0: noise)."""
+    """Largest absolute difference of the raw heads over a stage, on ``pictures`` real pictures (0: noise)."""
 
     stage: str
     max_abs_difference: float

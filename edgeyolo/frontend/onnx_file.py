@@ -27,7 +27,9 @@ def load_onnx(path: Path, names: tuple[str, ...] = ()) -> tuple[ir.Model, Detect
     """
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise InputError("the ONNX file is too large", where=path, got=path.stat().st_size, allowed=f"{MAX_BYTES} bytes")
+            raise InputError(
+                "the ONNX file is too large", where=path, got=path.stat().st_size, allowed=f"{MAX_BYTES} bytes"
+            )
         proto = onnx.load_model_from_string(path.read_bytes())
         onnx.checker.check_model(proto)
     except OSError as error:
@@ -38,7 +40,9 @@ def load_onnx(path: Path, names: tuple[str, ...] = ()) -> tuple[ir.Model, Detect
         raise InputError("this is not a valid ONNX file", where=path, got=str(error)[:300]) from error
     if any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer):
         raise InputError(
-            "the weights are in another file", where=path, hint="save it as one file: onnx.save(onnx.load(path), new_path)"
+            "the weights are in another file",
+            where=path,
+            hint="save it as one file: onnx.save(onnx.load(path), new_path)",
         )
     if not any(entry.domain in ("", "ai.onnx") for entry in proto.opset_import):
         raise InputError("the model imports no standard operators", where=path)

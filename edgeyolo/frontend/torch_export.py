@@ -1,7 +1,8 @@
 """From a torch module to an ONNX graph that still has its BatchNormalization nodes. The only home of ``torch.onnx``.
 
-Opset 17 keeps the file readable for TensorRT 8.5; the TorchScript exporter writes it ten times faster than the newer one
-(docs/decisions/0002-exporter.md). Both fold BatchNorm by themselves in evaluation mode, so the training flag is preserved
+Opset 17 keeps the file readable for TensorRT 8.5; the TorchScript exporter writes it ten times faster than the newer
+one (docs/decisions/0002-exporter.md). Both fold BatchNorm by themselves in evaluation mode, so the training flag is
+preserved
 rather than set: folding is a step of our own, with a parity figure.
 """
 
@@ -43,7 +44,7 @@ def export_module(module: torch.nn.Module, detector: Detector, *, dynamic_batch:
         torch.onnx.export(
             module.eval(),
             (sample,),
-            buffer,
+            buffer,  # type: ignore[arg-type]  # the annotation forgets streams
             dynamo=False,
             opset_version=OPSET,
             training=torch.onnx.TrainingMode.PRESERVE,

@@ -1,0 +1,1 @@
+"""Lowering: one QDQ file becomes what a target executes; one module a target."""

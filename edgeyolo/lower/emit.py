@@ -17,6 +17,7 @@ from edgeyolo.program import (
     Add,
     Concat,
     Conv,
+    Int32,
     Lookup,
     MaxPool,
     Op,
@@ -100,12 +101,13 @@ def _conv(segment: Segment, inputs: tuple[int, ...], output: int, tensors: list[
     groups = node.attributes["group"].as_int() if "group" in node.attributes else 1
     strides, dilations = _pair(node, "strides"), _pair(node, "dilations")
     return Conv(
-        _label(segment), inputs[0], output, np.ascontiguousarray(codes), QType(quant.qtype.bits, True, quant.qtype.axis),
-        frac, bias, shift.astype(np.int8), strides, _pads(node), dilations, groups, ends.leaky, ends.lo, ends.hi,
+        _label(segment), inputs[0], output, np.ascontiguousarray(codes), QType(quant.qtype.bits, True,
+        quant.qtype.axis), frac, bias, shift.astype(np.int8), strides, _pads(node), dilations, groups, ends.leaky,
+        ends.lo, ends.hi,
     )  # fmt: skip
 
 
-def _bias(node: ir.Node, frac: np.ndarray) -> np.ndarray:
+def _bias(node: ir.Node, frac: Int32) -> Int32:
     """Bias codes at the accumulator's scale, from a dequantised int32 or a float constant (O,)."""
     value = node.inputs[2] if len(node.inputs) > 2 else None
     if value is None:
@@ -122,7 +124,8 @@ def _bias(node: ir.Node, frac: np.ndarray) -> np.ndarray:
     aligned = np.ldexp(real.astype(np.float64), frac)
     if np.any(aligned != np.rint(aligned)) or np.any(np.abs(aligned) >= 1 << 31):
         raise Unsupported("a bias that is no int32 at the accumulator's scale")
-    return aligned.astype(np.int32)
+    codes32: Int32 = aligned.astype(np.int32)
+    return codes32
 
 
 def _max_pool(segment: Segment, inputs: tuple[int, ...], output: int, tensors: list[Tensor]) -> MaxPool:
@@ -213,7 +216,7 @@ def _split(segment: Segment, inputs: tuple[int, ...], output: int, tensors: list
         raise Unsupported("Split along another axis than the channels")
     behind = segment.tail[0].inputs[0] if segment.tail else segment.quantise.inputs[0]
     position = next(i for i, value in enumerate(node.outputs) if value is behind)
-    start = sum(int(v.shape[1]) for v in node.outputs[:position] if v.shape is not None)  # type: ignore[call-overload]
+    start = sum(int(str(v.shape[1])) for v in node.outputs[:position] if v.shape is not None)
     return Slice(f"{name}.{position}", inputs[0], output, (start, 0, 0), (1, 1, 1))
 
 

@@ -14,9 +14,9 @@ import onnx_ir as ir
 
 from edgeyolo.detector import METADATA_KEY, Detector
 from edgeyolo.errors import UnsupportedError
-from edgeyolo.lower.emit import Unsupported, emit
+from edgeyolo.lower.emit import emit
 from edgeyolo.lower.memory import plan_memory
-from edgeyolo.lower.segments import activation_quant, find_segment
+from edgeyolo.lower.segments import Unsupported, activation_quant, find_segment
 from edgeyolo.passes.graph import constant
 from edgeyolo.program import IntegerProgram, Op, Tensor
 
@@ -86,7 +86,7 @@ class _Lowering:
             raise UnsupportedError(
                 f"{len(self.offenders)} part(s) of the model have no integer form",
                 got="\n    ".join(["", *self.offenders]),
-                allowed="Conv, MaxPool, Resize (nearest), Concat (channels), Add, Slice, Split, Reshape, element-wise tables",
+                allowed="Conv, MaxPool, Resize (nearest), Concat (channels), Add, Slice, Split, Reshape, tables",
                 hint="edgeyolo export --target onnx writes the float model; replace or cut these nodes",
             )
         text = self.metadata.get(METADATA_KEY)

@@ -9,7 +9,7 @@ ARENA_ALIGNMENT = 16
 
 
 def lifetimes(program: IntegerProgram) -> list[tuple[int, int]]:
-    """For every tensor the first and the last step at which it holds data; step i is operation i, the input lives from -1."""
+    """The first and last step at which each tensor holds data; step i is operation i, the input lives from -1."""
     born = {program.input: -1} | {op.output: i for i, op in enumerate(program.ops)}
     died = dict(born)
     for step, op in enumerate(program.ops):
@@ -19,7 +19,7 @@ def lifetimes(program: IntegerProgram) -> list[tuple[int, int]]:
 
 
 def plan_memory(program: IntegerProgram) -> tuple[list[int], int]:
-    """Byte offsets of all tensors and the arena's size: largest first, each at the lowest offset free for its lifetime."""
+    """Byte offsets of all tensors and the arena's size: largest first, each at the lowest offset that is free."""
     alive = lifetimes(program)
     offsets: dict[int, int] = {}
     order = sorted(range(len(program.tensors)), key=lambda i: (-program.tensors[i].nbytes, i))

@@ -127,7 +127,7 @@ def activation_quant(quantise: ir.Node) -> TensorQuant:
 
 @dataclass(frozen=True)
 class Epilogue:
-    """What follows a linear operation: a leaky slope as (numerator, log2 denominator) or None, and saturation bounds."""
+    """What follows a linear operation: a slope (numerator, log2 of denominator) or None, and saturation bounds."""
 
     leaky: tuple[int, int] | None
     lo: int

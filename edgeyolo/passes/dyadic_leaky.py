@@ -2,8 +2,8 @@
 
     x < 0:  y = a x   with   a := n / 2**k
 
-The nearest dyadic slope with k = 7 is taken (0.1 -> 13/128), so that the float graph, ONNX Runtime and the integer engine
-compute the very same function. A slope that already is dyadic with k <= 7 stays.
+The nearest dyadic slope with k = 7 is taken (0.1 -> 13/128), so that the float graph, ONNX Runtime and the integer
+engine compute the very same function. A slope that already is dyadic with k <= 7 stays.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SLOPE_BITS = 7
 
 
 def dyadic(slope: float) -> tuple[int, int]:
-    """The nearest ``(n, k)`` with ``n / 2**k`` and k <= 7, in lowest terms: 0.1 -> (13, 7), 0.125 -> (1, 3), 0 -> (0, 0)."""
+    """The nearest ``(n, k)`` to n / 2**k with k <= 7, in lowest terms: 0.1 -> (13, 7), 0.125 -> (1, 3), 0 -> (0, 0)."""
     fraction = Fraction(round(slope * (1 << SLOPE_BITS)), 1 << SLOPE_BITS)
     return fraction.numerator, fraction.denominator.bit_length() - 1
 

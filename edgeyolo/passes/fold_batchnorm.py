@@ -3,8 +3,9 @@
     y = g * (W x + b - mean) / sqrt(var + eps) + beta
       = (g / s) W x  +  (g / s) (b - mean) + beta          with s = sqrt(var + eps)
 
-per output channel, so grouped and depthwise convolutions fold the same way. Folding is done in float64 and rounded once.
-A BatchNormalization declines when it does not follow a Conv or Gemm of its own with constant weights; it then stays.
+per output channel, so grouped and depthwise convolutions fold the same way. Folding is done in float64 and rounded
+once. A BatchNormalization declines when it does not follow a Conv or Gemm of its own with constant weights; it then
+stays.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def new_initializer(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir.V
     while unique in graph.initializers:
         unique, count = f"{name}.{count}", count + 1
     tensor = ir.tensor(np.asarray(array, order="C"), name=unique)
-    value = ir.Value(name=unique, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+    value = ir.Value(name=unique, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
     graph.register_initializer(value)
     return value
 

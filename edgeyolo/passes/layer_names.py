@@ -1,7 +1,8 @@
-"""Give nodes and values the short names a person would use: ``layers.17.conv`` instead of ``/layers.17/conv/Conv_output_0``.
+"""Give nodes and values the names a person would use.
 
-A value is called after the module that computes it, with the operator's name behind it only where that is not unique.
-Graph inputs, outputs and initializers keep their names.
+``layers.17.conv`` stands for the exporter's ``/layers.17/conv/Conv_output_0``. A value is called after the module that
+computes it, with a number behind it only where that is not unique. Graph inputs, outputs and initializers keep their
+names.
 """
 
 from __future__ import annotations

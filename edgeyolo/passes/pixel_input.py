@@ -2,9 +2,9 @@
 
     W (p * scale) = (W * 256 * scale) (p / 256)
 
-The input then quantises to unsigned 8 bit with 8 fraction bits without any error: the code *is* the pixel, and the device
-needs no preprocessing arithmetic. Declines when something other than convolutions reads the input: a pad or an addition
-there would not commute with the factor.
+The input then quantises to unsigned 8 bit with 8 fraction bits without any error: the code *is* the pixel, and the
+device needs no preprocessing arithmetic. Declines when something other than convolutions reads the input: a pad or an
+addition there would not commute with the factor.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Simplify with onnxsim, and check that the function stayed the same.
 
-onnxsim folds constants, removes identities and merges what it can. The result is compared with the input on seeded noise
-before it is accepted.
+onnxsim folds constants, removes identities and merges what it can. The result is compared with the input on seeded
+noise before it is accepted.
 """
 
 from __future__ import annotations

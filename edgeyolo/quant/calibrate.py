@@ -40,7 +40,7 @@ def to_float(pixels: Pixels, detector: Detector) -> npt.NDArray[np.float32]:
 
 
 def run_pictures(model: ir.Model, names: list[str], pictures: Iterable[Pixels]) -> Iterator[Arrays]:
-    """Yield the values called ``names`` for one picture after the other, float arithmetic without graph optimisations."""
+    """Yield the values called ``names`` for one picture after the other, without graph optimisations."""
     detector = read_detector(model)
     session = open_session(model_bytes(with_outputs(model, names)), optimise=False)
     for pixels in pictures:

@@ -1,7 +1,7 @@
 """Compare the quantised model with the float model on pictures: the heads' SNR, and every layer's table.
 
-Plain cosine similarity of raw heads is a bad gate: a net that detects nothing still scores .90, because most of a head is
-its channels' constant part. The head SNR here removes the float channel means from the signal first.
+Plain cosine similarity of raw heads is a bad gate: a net that detects nothing still scores .90, because most of a
+head is its channels' constant part. The head SNR here removes the float channel means from the signal first.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _Sums:
 
     @property
     def cosine(self) -> float:
-        return self.product / max(np.sqrt(self.signal * self.energy), 1e-30)
+        return self.product / max(float(np.sqrt(self.signal * self.energy)), 1e-30)
 
 
 def _decibel(signal: float, noise: float) -> float:
@@ -76,16 +76,12 @@ class LayerReport:
         return {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(self).items()}
 
 
-def compare_layers(
-    model: ir.Model, quantised: ir.Model, plan: Plan, pictures: Iterable[Pixels]
-) -> list[LayerReport]:
+def compare_layers(model: ir.Model, quantised: ir.Model, plan: Plan, pictures: Iterable[Pixels]) -> list[LayerReport]:
     """The table of every site in execution order."""
     names = [n for n, s in plan.sites.items() if s.same_as is None and n != model.graph.inputs[0].name]
     pictures = list(pictures)
     sums = {name: _Sums() for name in names}
-    runs = zip(
-        run_pictures(model, names, pictures), run_pictures(quantised, names, pictures), strict=True
-    )
+    runs = zip(run_pictures(model, names, pictures), run_pictures(quantised, names, pictures), strict=True)
     for exact, got in runs:
         for name in names:
             quant, s = plan.acts[name], sums[name]

@@ -1,13 +1,16 @@
-"""Write a plan into the graph as QuantizeLinear / DequantizeLinear pairs: the file that ONNX Runtime runs as the oracle.
+"""Write a plan into the graph as QuantizeLinear / DequantizeLinear pairs: the oracle's file.
 
-Every site's value ``v`` becomes  v.float -> [Clip] -> QuantizeLinear -> v.codes -> DequantizeLinear -> v,  so that names,
-graph outputs included, mean the same in the float and in the quantised file. Clip stands where a tensor has fewer bits
-than its container. Weights and biases become integer initializers behind a DequantizeLinear.
+Every site's value ``v`` becomes  v.float -> [Clip] -> QuantizeLinear -> v.codes -> DequantizeLinear -> v,  so that
+names, graph outputs included, mean the same in the float and in the quantised file. Clip stands where a tensor has
+fewer bits than its container. Weights and biases become integer initializers behind a DequantizeLinear.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
@@ -56,9 +59,11 @@ def _quantise_conv(graph: ir.Graph, node: ir.Node, plan: Plan) -> None:
     bias, frac = plan.bias_codes(node)
     accumulator = TensorQuant.pow2(QType(16, axis=0), frac)  # only the scale is used: bias codes are int32
     node.resize_inputs(3)
-    for index, (part, codes, quant) in enumerate(
-        [("weight", weight.codes, weight.quant), ("bias", bias, accumulator)], start=1
-    ):
+    parts: list[tuple[str, npt.NDArray[Any], TensorQuant]] = [
+        ("weight", weight.codes, weight.quant),
+        ("bias", bias, accumulator),
+    ]
+    for index, (part, codes, quant) in enumerate(parts, start=1):
         name = f"{node.name}.{part}"
         stored = new_initializer(graph, f"{name}.codes", codes)
         attributes = {} if quant.qtype.axis is None else {"axis": 0}

@@ -100,7 +100,8 @@ def _squared_error(values: Float64, counts: Float64, qtype: QType, frac: int) ->
 def _divergence(values: Float64, counts: Float64, qtype: QType, frac: int) -> float:
     """KL divergence between the clipped distribution and its quantised version spread evenly over each code's values.
 
-    Clipped mass counts at the border in P but is missing in Q, which is what clipping costs (the TensorRT calibrator's rule).
+    Clipped mass counts at the border in P but is missing in Q, which is what clipping costs (the TensorRT
+    calibrator's rule).
     """
     step = np.ldexp(0.5, -frac)
     low, high = np.ldexp(float(qtype.lo), -frac) - step, np.ldexp(float(qtype.hi), -frac) + step

@@ -137,9 +137,7 @@ def make_plan(model: ir.Model, histograms: dict[str, Histogram], config: QuantCo
 
 
 def _exact_limits(model: ir.Model, weights: dict[str, WeightQuant]) -> dict[str, int]:
-    """Per value, the most bits with which every reader stays exact: a convolution's accumulator within 24 bits, a table's
-    input within 8.
-    """
+    """Per value, the most bits with which every reader stays exact: accumulators in 24 bits, table inputs in 8."""
     limits = {str(v.name): TABLE_BITS for n in model.graph if is_table(n) for v in n.inputs if v is not None}
     for node in model.graph:
         if str(node.name) not in weights or node.op_type != "Conv":

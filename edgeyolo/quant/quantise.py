@@ -54,7 +54,8 @@ def quantise(
     """Quantise a float graph.
 
     Args:
-        model: float graph, batch 1, BN-folded and simplified; its slopes already dyadic (see passes/); with detector metadata.
+        model: float graph, batch 1, BN-folded and simplified; its slopes already dyadic (see passes/); with detector
+        metadata.
         pictures: network pixels (C, H, W) uint8; iterated several times, one picture in memory at a time.
         config: bits and methods.
         progress: wraps an iteration over pictures, with a title.
@@ -95,7 +96,7 @@ def quantise(
 
 
 def _split(pictures: Collection[Pixels]) -> tuple[list[Pixels], list[Pixels]]:
-    """(sample to refine on, held-out sample), both spread evenly over the set; the same pictures when there is only one."""
+    """(sample to refine on, held-out sample), spread evenly over the set; the same picture when there is only one."""
     count = len(pictures)
     held = min(HELD_OUT_PICTURES, max(1, count // 4))
     held_indices = set(np.linspace(0, count - 1, held).astype(int).tolist())

@@ -1,8 +1,9 @@
 """Where quantisers go: which values of a float graph become integer tensors.
 
-A convolution or addition and the activation behind it are one operation, so only the activation's result is a site. A run
-of element-wise operations that depends on one site only (SiLU = x * sigmoid(x), h-swish, Mish ...) is a table, so only its
-ends are sites. Operations that move data (MaxPool, Resize, Slice, Split, Reshape ...) share their input's exponent.
+A convolution or addition and the activation behind it are one operation, so only the activation's result is a site. A
+run of element-wise operations that depends on one site only (SiLU = x * sigmoid(x), h-swish, Mish ...) is a table, so
+only its ends are sites. Operations that move data (MaxPool, Resize, Slice, Split, Reshape ...) share their input's
+exponent.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ MOVES = frozenset(
     {"MaxPool", "Resize", "Slice", "Split", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity"}
 )
 ELEMENTWISE = frozenset(
-    "Sigmoid Tanh HardSigmoid HardSwish Softplus Mish Elu Selu Celu Erf Exp Log Neg Abs Sqrt Pow Mul Add Sub Div Min Max "
-    "Clip Relu LeakyRelu PRelu ThresholdedRelu Softsign Gelu Swish".split()
+    {
+        *("Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Softplus", "Softsign", "Mish", "Elu", "Selu", "Celu", "Gelu"),
+        *("Swish", "Relu", "LeakyRelu", "PRelu", "ThresholdedRelu", "Clip", "Erf", "Exp", "Log", "Neg", "Abs", "Sqrt"),
+        *("Pow", "Mul", "Add", "Sub", "Div", "Min", "Max"),
+    }
 )
 
 
@@ -38,10 +42,10 @@ class Site:
 def fused_activation(node: ir.Node) -> ir.Node | None:
     """The activation that ``node`` (Conv, Gemm or Add) computes itself, or None: its only reader, in ``FUSED``."""
     value = node.outputs[0]
-    uses = value.uses()
+    uses = list(value.uses())
     if len(uses) != 1 or value.is_graph_output():
         return None
-    reader = uses[0].node
+    reader: ir.Node = uses[0].node
     if reader.op_type not in FUSED or reader.inputs[0] is not value:
         return None
     if reader.op_type == "Clip" and any(constant(v) is None for v in reader.inputs[1:] if v is not None):

@@ -1,7 +1,7 @@
 """Execute a graph node by node over a batch of pictures, keeping only the values that are still needed.
 
-Refinements look at one layer behind the already quantised prefix; walking once is linear in the number of layers, running
-the prefix again for each of them would be quadratic.
+Refinements look at one layer behind the already quantised prefix; walking once is linear in the number of layers,
+running the prefix again for each of them would be quadratic.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ Float32 = npt.NDArray[np.float32]
 class Step:
     """One node with its constants; computes its outputs for any batch.
 
-    A Conv comes together with its fused activation: ``node`` is the Conv and ``activation`` the node behind it, or None.
+    A Conv comes together with its fused activation: ``node`` is the Conv and ``activation`` the node behind it, or
+    None.
     """
 
     def __init__(self, node: ir.Node, opset: int) -> None:
@@ -44,8 +45,10 @@ class Step:
             return value
         if self.activation.op_type == "Clip":
             low, high = (constant(v) if v is not None else None for v in (*self.activation.inputs[1:3], None, None)[:2])
-            return np.clip(value, low, high)
-        return np.maximum(value, value * np.float32(self._alpha()))
+            clipped: Float32 = np.clip(value, low, high)
+            return clipped
+        active: Float32 = np.maximum(value, value * np.float32(self._alpha()))
+        return active
 
     def slope(self, value: Float32) -> Float32:
         """The activation's derivative at a pre-activation value, for LeakyRelu and Relu; 1 elsewhere."""

@@ -1,7 +1,7 @@
 """The oracle of the integer program in numpy: every record executed as docs/fixed-point.md defines it.
 
-Written for clarity. Convolutions run as float64 matrix products, which are exact because every value is an integer below
-2**53.
+Written for clarity. Convolutions run as float64 matrix products, which are exact because every value is an integer
+below 2**53.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Hook = Callable[[int, Op, Codes], None]
 
 
 def input_codes(program: IntegerProgram, pixels: npt.NDArray[np.uint8]) -> Codes:
-    """Network pixels (C, H, W) uint8 to the program's input codes; a model that reads raw pixels takes them as they are."""
+    """Network pixels (C, H, W) uint8 to input codes; a model that reads raw pixels takes them as they are."""
     tensor = program.tensors[program.input]
     assert program.detector is not None
     real = pixels.astype(np.float32) * np.float32(program.detector.preprocess.scale)
@@ -89,7 +89,7 @@ def run_op(op: Op, inputs: list[Codes], output: Tensor) -> Codes:
         return np.concatenate(parts)
     if isinstance(op, Add):
         a, b = (part.astype(np.int64) << align for part, align in zip(inputs, op.aligns, strict=True))
-        return _finish(a + b, np.int64(op.shift), op.leaky, op.lo, op.hi)
+        return _finish(a + b, op.shift, op.leaky, op.lo, op.hi)
     if isinstance(op, Slice):
         window = tuple(
             slice(start, start + step * (size - 1) + 1, step)
@@ -115,7 +115,7 @@ def accumulate(op: Conv, x: Codes) -> Int64:
     return total.reshape(-1, height, width) + op.bias.astype(np.int64)[:, None, None]
 
 
-def _finish(acc: Int64, shift: Int64 | np.int64, leaky: Pair | None, lo: int, hi: int) -> Int64:
+def _finish(acc: Int64, shift: Int64 | int, leaky: Pair | None, lo: int, hi: int) -> Int64:
     """Leaky slope, one rounding shift, saturation."""
     if leaky is not None:
         numerator, bits = leaky

@@ -1,0 +1,1 @@
+"""Refinements that win accuracy back, one a file, each with its algebra at the top."""

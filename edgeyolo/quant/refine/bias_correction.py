@@ -4,8 +4,9 @@ For each convolution in execution order, with x the float input and x^ the input
 
     d_c = E[act(W x + b)]_c - E[act(W^ x^ + b^)]_c          b^_c := b_c + d_c / E[act'(W^ x^ + b^)]_c
 
-E runs over pictures and positions; dividing by the mean slope makes the step right for leaky layers, where a bias moves the
-negative half of the outputs by the slope only. Three Newton steps suffice, since the output is piecewise linear in b.
+E runs over pictures and positions; dividing by the mean slope makes the step right for leaky layers, where a bias
+moves the negative half of the outputs by the slope only. Three Newton steps suffice, since the output is piecewise
+linear in b.
 
 Source: the mean correction of Nagel et al., "Data-Free Quantization through Weight Equalization and Bias Correction"
 (2019), section 4.2, computed from pictures behind the quantised prefix.

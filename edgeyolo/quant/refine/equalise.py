@@ -4,13 +4,16 @@ LeakyRelu and Relu commute with positive factors, so for any s > 0 per channel
 
     W2 act(W1 x + b1) = (W2 * s) act((W1 x + b1) / s)
 
-s is the geometric balance of what shares one exponent: the activation's channel range a (always), the first layer's rows
-r1 when weights have one exponent per tensor, and the second layer's columns r2 (for a depthwise second layer with
+s is the geometric balance of what shares one exponent: the activation's channel range a (always), the first layer's
+rows r1 when weights have one exponent per tensor, and the second layer's columns r2 (for a depthwise second layer
+with
 per-channel weights, its columns are its rows and scale for free):
 
-    s_c = (r1_c * a_c / ...)  with every term relative to its tensor's largest, a counted always,  s normalised to max a s = a
+    s_c = (r1_c * a_c / ...)  with every term relative to its tensor's largest, a counted always,  s normalised to max
+    a s = a
 
-Source: Nagel et al. (2019), section 4.1, with the activation range as one more term; weights alone can ruin activations.
+Source: Nagel et al. (2019), section 4.1, with the activation range as one more term; weights alone can ruin
+activations.
 """
 
 from __future__ import annotations
@@ -51,13 +54,21 @@ def _follower(first: ir.Node) -> ir.Node | None:
     if constant(first.inputs[1]) is None or len(first.inputs) < 3 or constant(first.inputs[2]) is None:
         return None
     value = first.outputs[0]
-    activation = value.uses()[0].node if len(value.uses()) == 1 and not value.is_graph_output() else None
-    if activation is not None and activation.op_type in ("LeakyRelu", "Relu"):
-        value = activation.outputs[0]
-    uses = value.uses()
-    if len(uses) != 1 or value.is_graph_output() or uses[0].node.op_type != "Conv" or uses[0].idx != 0:
+    reader = _only_reader(value)
+    if reader is not None and reader.op_type in ("LeakyRelu", "Relu"):
+        reader = _only_reader(reader.outputs[0])
+    if reader is None or reader.op_type != "Conv" or constant(reader.inputs[1]) is None:
         return None
-    return uses[0].node if constant(uses[0].node.inputs[1]) is not None else None
+    return reader
+
+
+def _only_reader(value: ir.Value) -> ir.Node | None:
+    """The one node that reads ``value`` as its data input, or None."""
+    uses = list(value.uses())
+    if len(uses) != 1 or value.is_graph_output() or uses[0].idx != 0:
+        return None
+    reader: ir.Node = uses[0].node
+    return reader
 
 
 def _scale_pair(graph: ir.Graph, first: ir.Node, second: ir.Node, peaks: Arrays, per_channel: bool) -> None:
