@@ -7,14 +7,31 @@ that nothing downstream has to guess them from a file name.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from edgeyolo.errors import InputError
 
 METADATA_KEY = "edgeyolo.detector"
 MAX_NAMES_BYTES = 1 << 20
+MAX_JSON_BYTES = 1 << 24
+# What metadata from a file may say: far beyond any detector, and small enough that nothing sized by it hurts.
+MAX_SIDE = 32767
+MAX_HEADS = 64
+MAX_ANCHORS = 1024
+MAX_CLASSES = 1 << 16
+MAX_TEXT = 1024
+MAX_NUMBER = 1e6
+MIN_POSITIVE = 1e-6
+RESIZES = ("stretch", "letterbox")
+BOX_KINDS = ("yolo", "gaussian_yolo", "region")
+HEAD_KINDS = (*BOX_KINDS, "classifier", "raw")
+NMS_KINDS = ("default", "greedynms", "diounms")
+
+Check = Callable[[Any], Any]
+Record = TypeVar("Record")
 
 
 @dataclass(frozen=True)
@@ -100,19 +117,137 @@ class Detector:
 
     @classmethod
     def from_json(cls, text: str) -> Detector:
-        """Parse ``to_json``'s text. Raises InputError if it is not such a text."""
+        """Parse ``to_json``'s text, which may come from anywhere: every type and range is checked.
+
+        Raises InputError that names the key, if it is not such a text.
+        """
         try:
-            data: dict[str, Any] = json.loads(text)
-            heads = tuple(
-                Head(**{**h, "stride": tuple(h["stride"]), "anchors": tuple(tuple(a) for a in h["anchors"])})
-                for h in data.pop("heads")
-            )
-            preprocess = Preprocess(**data.pop("preprocess"))
-            return cls(preprocess=preprocess, heads=heads, names=tuple(data.pop("names")), **data)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            if len(text) > MAX_JSON_BYTES:
+                raise ValueError(f"{len(text)} characters instead of at most {MAX_JSON_BYTES}")
+            return _detector(json.loads(text))
+        except (ValueError, RecursionError) as error:
             raise InputError(
-                "the detector metadata cannot be read", got=repr(error), hint="export the model again"
+                "the detector metadata cannot be used", got=str(error)[:300], hint="export the model again"
             ) from error
+
+
+def _integer(low: int, high: int) -> Check:
+    def check(value: Any) -> int:
+        if type(value) is not int or not low <= value <= high:
+            raise ValueError(f"{_short(value)} is not an integer from {low} to {high}")
+        return value
+
+    return check
+
+
+def _number(low: float, high: float = MAX_NUMBER) -> Check:
+    def check(value: Any) -> float:
+        if type(value) not in (int, float) or not low <= value <= high:  # which NaN is not
+            raise ValueError(f"{_short(value)} is not a number from {low:g} to {high:g}")
+        return float(value)
+
+    return check
+
+
+def _flag(value: Any) -> bool:
+    if type(value) is not bool:
+        raise ValueError(f"{_short(value)} is not true or false")
+    return value
+
+
+def _text(value: Any) -> str:
+    if type(value) is not str or len(value) > MAX_TEXT:
+        raise ValueError(f"{_short(value)} is not a text of at most {MAX_TEXT} characters")
+    return value
+
+
+def _word(*allowed: str) -> Check:
+    def check(value: Any) -> str:
+        if value not in allowed:
+            raise ValueError(f"{_short(value)} is not one of {', '.join(allowed)}")
+        return str(value)
+
+    return check
+
+
+def _many(element: Check, low: int, high: int) -> Check:
+    def check(value: Any) -> tuple[Any, ...]:
+        if type(value) is not list or not low <= len(value) <= high:
+            raise ValueError(f"{_short(value)} is not a list of {low} to {high} entries")
+        return tuple(element(entry) for entry in value)
+
+    return check
+
+
+def _words(value: Any) -> dict[str, str]:
+    if type(value) is not dict or len(value) > MAX_HEADS:
+        raise ValueError(f"{_short(value)} is not an object of at most {MAX_HEADS} texts")
+    return {_text(key): _text(entry) for key, entry in value.items()}
+
+
+def _record(cls: type[Record], checks: dict[str, Check]) -> Callable[[Any], Record]:
+    """Reads a dataclass: no unknown key, none missing that has no default, every value as ``checks`` wants it."""
+    required = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]  # type: ignore[arg-type]
+
+    def check(data: Any) -> Record:
+        if type(data) is not dict:
+            raise ValueError(f"{_short(data)} is not an object")
+        unknown, missing = [key for key in data if key not in checks], [key for key in required if key not in data]
+        if unknown or missing:
+            raise ValueError(f"unknown keys {_short(unknown)}, missing keys {missing}")
+        values = {}
+        for key, value in data.items():
+            try:
+                values[key] = checks[key](value)
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from error
+        return cls(**values)
+
+    return check
+
+
+def _short(value: object) -> str:
+    """The beginning of a value from a file."""
+    return repr(value)[:60]
+
+
+def _head(data: Any) -> Head:
+    head = _record(Head, _HEAD)(data)
+    if head.kind in BOX_KINDS and not (head.anchors and head.classes):
+        raise ValueError(f"{head.kind} without anchors or classes")
+    return head
+
+
+_POSITIVE = _number(MIN_POSITIVE)
+_PAIR = _many(_POSITIVE, 2, 2)
+_PREPROCESS = {
+    "width": _integer(1, MAX_SIDE),
+    "height": _integer(1, MAX_SIDE),
+    "channels": _integer(1, 3),
+    "resize": _word(*RESIZES),
+    "fill": _integer(0, 255),
+    "scale": _POSITIVE,
+}
+_HEAD = {
+    "output": _text,
+    "kind": _word(*HEAD_KINDS),
+    "stride": _PAIR,
+    "anchors": _many(_PAIR, 0, MAX_ANCHORS),
+    "classes": _integer(0, MAX_CLASSES),
+    "scale_x_y": _number(-MAX_NUMBER),
+    "new_coords": _flag,
+    "softmax": _flag,
+}
+_DETECTOR = {
+    "source": _text,
+    "preprocess": _record(Preprocess, _PREPROCESS),
+    "heads": _many(_head, 0, MAX_HEADS),
+    "names": _many(_text, 0, MAX_CLASSES),
+    "nms_kind": _word(*NMS_KINDS),
+    "beta_nms": _number(-MAX_NUMBER),
+    "extra": _words,
+}
+_detector = _record(Detector, _DETECTOR)
 
 
 def read_names(path: Path) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ def open_session(
     except ImportError as error:
         raise InputError("ONNX Runtime is not installed", hint="pip install 'edgeyolo[export]'") from error
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is raised; nothing needs to be printed as well
     options.intra_op_num_threads = threads
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -59,8 +59,15 @@ def open_session(
 
 
 def run(session: onnxruntime.InferenceSession, feeds: Arrays | npt.NDArray[Any]) -> Arrays:
-    """Run once; ``feeds`` may be the single input's array. Returns every output by name."""
+    """Run once; ``feeds`` may be the single input's array. Returns every output by name.
+
+    Raises InputError if the model cannot be executed on these inputs.
+    """
     if not isinstance(feeds, dict):
         feeds = {session.get_inputs()[0].name: feeds}
     names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, map(np.asarray, session.run(names, feeds)), strict=True))
+    try:
+        results = session.run(names, feeds)
+    except Exception as error:  # ORT raises many private types
+        raise InputError("ONNX Runtime cannot run the model", got=str(error)[:500]) from error
+    return dict(zip(names, map(np.asarray, results), strict=True))

@@ -24,11 +24,11 @@ class Log:
     def say(self, text: str) -> None:
         """Print one line."""
         if not self.quiet:
-            self.console.print(text, markup=False)
+            self.console.print(text, markup=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """Print a warning, which is never silenced: it goes to the console of errors even with --json."""
-        self.console.print(f"warning: {text}", style="bold yellow", markup=False)
+        self.console.print(f"warning: {text}", style="bold yellow", markup=False, soft_wrap=True)
 
     def table(self, table: object) -> None:
         """Print a rich table."""
@@ -47,5 +47,6 @@ class Log:
     def track(self, items: Iterable[T], title: str, total: int | None = None) -> Iterator[T]:
         """Iterate with a progress bar that disappears when done."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self.console, transient=True, disable=self.quiet) as progress:
+        hidden = self.quiet or not self.console.is_terminal
+        with Progress(*columns, console=self.console, transient=True, disable=hidden) as progress:
             yield from progress.track(items, description=title, total=total)

@@ -21,7 +21,7 @@ from edgeyolo.program import Conv, IntegerProgram, accumulator_bound
 from edgeyolo.program_image import decode_program, encode_program
 from edgeyolo.progress import Log
 from edgeyolo.quant.plan import EXACT_BITS
-from edgeyolo.runners.engine import EngineRunner
+from edgeyolo.runners.engine import EngineRunner, is_own_engine
 from edgeyolo.runners.integer import Codes, input_codes
 
 CHECKS = ("golden", "ort", "engine")
@@ -62,13 +62,17 @@ class Verdict:
     differences: list[Difference] = field(default_factory=list)
 
 
-def verify(path: Path, log: Log, *, skip: Sequence[str] = (), more: Path | None = None) -> Verdict:
+def verify(
+    path: Path, log: Log, *, skip: Sequence[str] = (), more: Path | None = None, trust_engine: bool = False
+) -> Verdict:
     """Check a bundle's files, its parts against each other, and its arithmetic.
 
     Args:
         path: the bundle.
         skip: those of ``CHECKS`` that this machine cannot do (no ONNX Runtime, no C compiler).
         more: further pictures beside the golden ones.
+        trust_engine: compile and run the bundle's engine even where its C files are not this version's own; without
+            it the installed engine runs the bundle's program instead.
 
     Raises:
         InputError, BundleError: the bundle is missing, damaged or inconsistent, or a tool is missing.
@@ -86,9 +90,14 @@ def verify(path: Path, log: Log, *, skip: Sequence[str] = (), more: Path | None 
             details.append(f"{MODEL} lowers to this very program")
     if "engine" not in skip:
         with log.stage("engine") as details:
-            runner = EngineRunner(image, path / "engine")
-            contenders["engine"] = runner.layers
-            details.append("compiled from the bundle's own sources")
+            bundled = trust_engine or is_own_engine(path / "engine")
+            contenders["engine"] = EngineRunner(image, path / "engine" if bundled else None).layers
+            details.append(f"compiled from {'the bundle' if bundled else 'this installation'}")
+        if not bundled:
+            log.warn(
+                "the bundle's engine sources are not this version's, so they were not run; this version's engine was. "
+                "--trust-engine compiles and runs the bundle's."
+            )
     convs = [op for op in program.ops if isinstance(op, Conv)]
     bounds = [accumulator_bound(op.weight, op.bias, program.tensors[op.input].qtype) for op in convs]
     verdict = Verdict(len(program.ops), len(convs), sum(bound <= 1 << EXACT_BITS for bound in bounds))

@@ -31,14 +31,15 @@ Exit codes: 0 everything equal, 1 something differs, 2 the bundle or the machine
     type=click.Choice(["golden", "ort", "engine"]),
     help="Leave out what this machine cannot do. Repeatable.",
 )
+@click.option("--trust-engine", is_flag=True, help="Run the bundle's C engine even if it is not this version's.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
-def verify(bundle: Path, pictures: Path | None, skip: tuple[str, ...], as_json: bool) -> None:
+def verify(bundle: Path, pictures: Path | None, skip: tuple[str, ...], trust_engine: bool, as_json: bool) -> None:
     """Prove a bundle: every hash, and Python integers = ONNX Runtime = the C engine in every layer, tolerance 0."""
     from edgeyolo.errors import DifferenceError
     from edgeyolo.progress import Log
     from edgeyolo.verify import verify as run
 
-    verdict = run(bundle, Log(quiet=as_json), skip=skip, more=pictures)
+    verdict = run(bundle, Log(quiet=as_json), skip=skip, more=pictures, trust_engine=trust_engine)
     if as_json:
         click.echo(json.dumps({**asdict(verdict), "equal": not verdict.differences}, indent=1))
     else:
@@ -64,7 +65,7 @@ def _print(verdict: Verdict, skip: tuple[str, ...]) -> None:
         "ort": "ONNX Runtime, optimisations off",
         "engine": "C engine, compiled here",
     }
-    table = Table(title=f"Python integers against, {verdict.layers} layers, {verdict.pictures} picture(s), tolerance 0")
+    table = Table(title="Python integers against, tolerance 0")
     for column in ("contender", "elements", "differences"):
         table.add_column(column, justify="left" if column == "contender" else "right")
     for check in CHECKS:
@@ -74,6 +75,7 @@ def _print(verdict: Verdict, skip: tuple[str, ...]) -> None:
         table.add_row(titles[check], f"{compared:,}" if compared else "-", first if compared else "skipped")
     console = Console(highlight=False)
     console.print(table)
+    console.print(f"{verdict.layers} layers, {verdict.pictures} picture(s).")
     console.print(
         f"{verdict.float32_exact} of {verdict.convolutions} convolutions are exact in float32 for any input "
         "(worst-case accumulator within 24 bits); the others were equal on these pictures."

@@ -30,7 +30,7 @@ from edgeyolo.passes.graph import read_detector
 from edgeyolo.passes.pixel_input import PixelInput
 from edgeyolo.postprocess import detect
 from edgeyolo.profile import TargetProfile, check_program, load_profile
-from edgeyolo.program import Conv, IntegerProgram, accumulator_bound
+from edgeyolo.program import Conv, IntegerProgram, Op, accumulator_bound, op_inputs
 from edgeyolo.program_image import encode_program
 from edgeyolo.progress import Log
 from edgeyolo.quant.calibrate import copy_model, run_pictures
@@ -128,7 +128,8 @@ def export_fpga(
     exact, slopes, slope_snr = _fixed_point_form(model, pictures, stages, log)
     with log.stage("quantise") as details:
         quant = quantise(exact, pictures, request.config, lambda items, title: log.track(items, title, len(pictures)))
-        details += [f"{s.name} {s.head_snr_db:.1f} dB{'' if s.kept else ' (not kept)'}" for s in quant.steps]
+        first, best = quant.steps[0], max(quant.steps, key=lambda step: step.head_snr_db)
+        details.append(f"{best.name}: head SNR {best.head_snr_db:.1f} dB ({first.name}: {first.head_snr_db:.1f} dB)")
     stages.save("50-quantised", quant.model)
     with log.stage("lower") as details:
         program = lower_fixed(quant.model)
@@ -192,7 +193,7 @@ def agree(reference: ir.Model, quantised: ir.Model, pictures: PictureSet, log: L
 def _facts(source: Source, program: IntegerProgram, request: FpgaRequest, ledger: dict[str, Any]) -> dict[str, Any]:
     """Everything the manifest states besides files and detector."""
     convs = [op for op in program.ops if isinstance(op, Conv)]
-    bounds = [accumulator_bound(op.weight, op.bias, program.tensors[op.input].qtype) for op in convs]
+    bounds = [_bound(program, op) for op in convs]
     bits = Counter[int]()
     for op in convs:
         bits[op.weight_type.bits] += op.weight.size
@@ -209,6 +210,7 @@ def _facts(source: Source, program: IntegerProgram, request: FpgaRequest, ledger
             }
             for t in program.tensors
         ],
+        "operations": [_operation(program, op) for op in program.ops],
         "program": {
             "operations": len(program.ops),
             "input": program.tensors[program.input].name,
@@ -221,6 +223,18 @@ def _facts(source: Source, program: IntegerProgram, request: FpgaRequest, ledger
         "weight_bits": {str(k): n for k, n in sorted(bits.items())},
         "ledger": ledger,
     }  # fmt: skip
+
+
+def _bound(program: IntegerProgram, op: Conv) -> int:
+    return accumulator_bound(op.weight, op.bias, program.tensors[op.input].qtype)
+
+
+def _operation(program: IntegerProgram, op: Op) -> dict[str, Any]:
+    """The manifest's row of one operation; tensors are given by index."""
+    row = {"name": op.name, "kind": type(op).__name__, "inputs": list(op_inputs(op)), "output": op.output}
+    if isinstance(op, Conv):
+        row |= {"weights": str(op.weight_type), "accumulator_bits": _bound(program, op).bit_length() + 1}
+    return row
 
 
 def _write(

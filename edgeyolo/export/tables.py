@@ -21,6 +21,7 @@ def print_result(result: FpgaResult, request: FpgaRequest, log: Log, *, full: bo
         layers = sorted(layers, key=lambda layer: layer.sqnr_db)[:WORST]
     title = "layers against float" if full else f"the {len(layers)} worst layers against float (--report shows all)"
     log.table(layer_table(layers, title))
+    log.table(_refinements(result))
     log.table(_summary(result, request))
     log.say(f"\nnext: edgeyolo verify {request.output}\n      make -C {request.output}/engine test")
 
@@ -36,6 +37,15 @@ def layer_table(layers: list[LayerReport], title: str) -> Table:
             row.name, row.qtype, str(row.frac), f"{row.sqnr_db:.1f}", f"{row.snr_db:.1f}", f"{row.cosine:.4f}",
             f"{row.clipped * 100:.2f}", f"{row.saturated * 100:.2f}",
         )  # fmt: skip
+    return table
+
+
+def _refinements(result: FpgaResult) -> Table:
+    table = Table(title="what each refinement bought, head SNR on held-out pictures")
+    for column in ("quantisation", "dB", "kept"):
+        table.add_column(column, justify="left" if column == "quantisation" else "right")
+    for step in result.quant.steps:
+        table.add_row(step.name, f"{step.head_snr_db:.1f}", "yes" if step.kept else "")
     return table
 
 

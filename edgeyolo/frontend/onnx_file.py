@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -31,28 +33,46 @@ def load_onnx(path: Path, names: tuple[str, ...] = ()) -> tuple[ir.Model, Detect
                 "the ONNX file is too large", where=path, got=path.stat().st_size, allowed=f"{MAX_BYTES} bytes"
             )
         proto = onnx.load_model_from_string(path.read_bytes())
+        _refuse_other_files(proto, path)
         onnx.checker.check_model(proto)
+        onnx.shape_inference.infer_shapes(proto)  # shapes that contradict each other end here
+        model = ir.from_proto(proto)
+        ir.to_proto(model)  # tensors are parsed when they are used: use them all
     except OSError as error:
         raise InputError("cannot read the model", where=path, got=error.strerror) from error
     except InputError:
         raise
-    except Exception as error:  # protobuf and the checker raise several private types
+    except Exception as error:  # protobuf, the checker and the parser raise many private types
         raise InputError("this is not a valid ONNX file", where=path, got=str(error)[:300]) from error
-    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer):
-        raise InputError(
-            "the weights are in another file",
-            where=path,
-            hint="save it as one file: onnx.save(onnx.load(path), new_path)",
-        )
     if not any(entry.domain in ("", "ai.onnx") for entry in proto.opset_import):
         raise InputError("the model imports no standard operators", where=path)
-    model = ir.from_proto(proto)
     text = model.metadata_props.get(METADATA_KEY)
     detector = Detector.from_json(text) if text else _guess(model, path)
     if names:
         detector = dataclasses.replace(detector, names=names)
     write_detector(model, detector)
     return model, detector
+
+
+def _refuse_other_files(proto: onnx.ModelProto, path: Path) -> None:
+    """Nothing outside the file is ever read: external tensors are refused wherever they stand."""
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(proto)):
+        raise InputError(
+            "the weights are in another file",
+            where=path,
+            hint="save it as one file: onnx.save(onnx.load(path), new_path)",
+        )
+
+
+def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a protobuf message: initializers, attributes, subgraphs, functions, sparse ones."""
+    if isinstance(message, onnx.TensorProto):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for item in value if isinstance(value, Iterable) else [value]:
+                yield from _tensors(item)
 
 
 def _guess(model: ir.Model, path: Path) -> Detector:

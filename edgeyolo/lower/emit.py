@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from edgeyolo.lower.segments import Segment, Unsupported, activation_quant, epilogue, linear_quant
+from edgeyolo.lower.segments import Segment, Unsupported, activation_quant, epilogue, linear_quant, stored_codes
 from edgeyolo.ort import model_bytes, open_session, run
 from edgeyolo.passes.graph import constant, ints
 from edgeyolo.program import (
@@ -17,6 +17,7 @@ from edgeyolo.program import (
     Add,
     Concat,
     Conv,
+    Int8,
     Int32,
     Lookup,
     MaxPool,
@@ -29,6 +30,7 @@ from edgeyolo.program import (
     accumulator_bound,
 )
 from edgeyolo.qtype import QType
+from edgeyolo.quant.plan import EXACT_BITS
 from edgeyolo.quant.sites import ELEMENTWISE
 
 MAX_TABLE_BITS = 8
@@ -39,6 +41,8 @@ Emit = Callable[[Segment, tuple[int, ...], int, list[Tensor]], Op]
 def emit(segment: Segment, inputs: tuple[int, ...], output: int, tensors: list[Tensor]) -> Op:
     """The record that computes tensor ``output`` from ``inputs``. Raises Unsupported when there is none."""
     root = segment.root
+    if not inputs:
+        raise Unsupported("quantises a constant")
     if root is None:
         return _requantise(segment, inputs, output, tensors)
     known = _EMITTERS.get(root.op_type)
@@ -56,10 +60,10 @@ def _label(segment: Segment) -> str:
 
 def _moved(segment: Segment, inputs: tuple[int, ...], output: int, tensors: list[Tensor]) -> str:
     """Check that a data movement keeps type and exponent; returns the operation's name."""
-    epilogue(segment)
-    if segment.tail and any(node.op_type != "Clip" for node in segment.tail):
-        raise Unsupported(f"{segment.tail[0].op_type} behind {segment.root.op_type if segment.root else ''}")
+    ends = epilogue(segment)
     a, b = tensors[inputs[0]], tensors[output]
+    if ends.leaky is not None or (ends.lo, ends.hi) != (b.qtype.lo, b.qtype.hi):
+        raise Unsupported(f"{segment.tail[0].op_type} behind {segment.root.op_type if segment.root else ''}")
     if (a.qtype, a.frac) != (b.qtype, b.frac):
         raise Unsupported(f"changes the quantisation from {a.qtype} f{a.frac} to {b.qtype} f{b.frac}")
     return _label(segment)
@@ -84,10 +88,12 @@ def _conv(segment: Segment, inputs: tuple[int, ...], output: int, tensors: list[
         raise Unsupported("Conv with computed weights")
     x, y = tensors[inputs[0]], tensors[output]
     producer = node.inputs[1].producer() if node.inputs[1] is not None else None
-    codes = constant(producer.inputs[0]) if producer is not None and producer.op_type == "DequantizeLinear" else None
+    codes = stored_codes(producer) if producer is not None and producer.op_type == "DequantizeLinear" else None
     if producer is None or codes is None or codes.dtype != np.int8:
         raise Unsupported("Conv whose weights are not int8 behind a DequantizeLinear")
     quant = linear_quant(producer, codes.dtype)
+    if quant.scale.size not in (1, len(codes)):
+        raise Unsupported(f"{quant.scale.size} scales for {len(codes)} output channels")
     if codes.min() < quant.qtype.lo or codes.max() > quant.qtype.hi:
         raise Unsupported(f"weights outside the stated {quant.qtype}")
     frac = np.broadcast_to(quant.frac, (len(codes),)).astype(np.int32)
@@ -95,14 +101,13 @@ def _conv(segment: Segment, inputs: tuple[int, ...], output: int, tensors: list[
     if np.abs(shift).max() > MAX_SHIFT:
         raise Unsupported(f"a shift of {int(shift[np.abs(shift).argmax()])} is beyond {MAX_SHIFT}")
     bias = _bias(node, frac + x.frac)
-    bound = accumulator_bound(codes, bias, x.qtype)
-    if bound >= 1 << 31:
+    weight: Int8 = np.ascontiguousarray(codes, np.int8)
+    if accumulator_bound(weight, bias, x.qtype) >= 1 << 31:
         raise Unsupported("its worst-case accumulator exceeds 32 bits")
     groups = node.attributes["group"].as_int() if "group" in node.attributes else 1
     strides, dilations = _pair(node, "strides"), _pair(node, "dilations")
     return Conv(
-        _label(segment), inputs[0], output, np.ascontiguousarray(codes), QType(quant.qtype.bits, True,
-        quant.qtype.axis), frac, bias, shift.astype(np.int8), strides, _pads(node), dilations, groups, ends.leaky,
+        _label(segment), inputs[0], output, weight, QType(quant.qtype.bits, True, quant.qtype.axis), frac, bias, shift.astype(np.int8), strides, _pads(node), dilations, groups, ends.leaky,
         ends.lo, ends.hi,
     )  # fmt: skip
 
@@ -116,8 +121,9 @@ def _bias(node: ir.Node, frac: Int32) -> Int32:
     producer = value.producer()
     if real is None and producer is not None and producer.op_type == "DequantizeLinear":
         codes, scale = constant(producer.inputs[0]), constant(producer.inputs[1])
-        if codes is None or scale is None:
-            raise Unsupported("a computed bias")
+        zero = constant(producer.inputs[2]) if len(producer.inputs) > 2 else None
+        if codes is None or scale is None or (zero is not None and zero.any()):
+            raise Unsupported("a computed bias, or one with a zero point")
         real = codes.astype(np.float64) * scale.astype(np.float64)
     if real is None:
         raise Unsupported("a computed bias")
@@ -144,10 +150,15 @@ def _upsample(segment: Segment, inputs: tuple[int, ...], output: int, tensors: l
     attributes = {k: a.as_string() for k, a in node.attributes.items() if a.type == ir.AttributeType.STRING}
     mode, position = attributes.get("mode", "nearest"), attributes.get("coordinate_transformation_mode", "half_pixel")
     rounding = attributes.get("nearest_mode", "round_prefer_floor")
-    (_, h, w), (_, oh, ow) = tensors[inputs[0]].shape, tensors[output].shape
-    # With integer factors these three say y[i] = x[i // factor]; the others shift the grid.
-    regular = (position, rounding) == ("asymmetric", "floor") or position == "half_pixel"
-    if mode != "nearest" or not regular or oh % h or ow % w:
+    (c, h, w), (oc, oh, ow) = tensors[inputs[0]].shape, tensors[output].shape
+    # With integer factors these say y[i] = x[i // factor]; the others shift the grid. Half-pixel positions never lie
+    # in the middle between two, so it does not matter which one is preferred.
+    regular = (position, rounding) in (
+        ("asymmetric", "floor"),
+        ("half_pixel", "round_prefer_floor"),
+        ("half_pixel", "round_prefer_ceil"),
+    )
+    if mode != "nearest" or not regular or c != oc or oh % h or ow % w:
         raise Unsupported(
             f"Resize {mode}, {position}, {rounding}, {h}x{w} to {oh}x{ow}; nearest by integers is supported"
         )
@@ -159,6 +170,8 @@ def _concat(segment: Segment, inputs: tuple[int, ...], output: int, tensors: lis
     ends, axis = epilogue(segment), segment.root.attributes["axis"].as_int()
     if axis not in (1, -3) or ends.leaky is not None:
         raise Unsupported(f"Concat along axis {axis}; only channels can be joined")
+    if len(inputs) != len(segment.root.inputs):
+        raise Unsupported("Concat with a constant")
     if len(inputs) > MAX_INPUTS:
         raise Unsupported(f"Concat of {len(inputs)} inputs; at most {MAX_INPUTS}")
     return Concat(_label(segment), inputs, output, _shifts(inputs, output, tensors), ends.lo, ends.hi)
@@ -186,6 +199,9 @@ def _add(segment: Segment, inputs: tuple[int, ...], output: int, tensors: list[T
     shift = common - tensors[output].frac
     if common - min(fa, fb) > MAX_ALIGN or abs(shift) > MAX_SHIFT:
         raise Unsupported(f"Add of exponents {fa} and {fb} into {tensors[output].frac}: too far apart")
+    worst = sum(max(-t.qtype.lo, t.qtype.hi) << (common - t.frac) for t in (tensors[i] for i in inputs))
+    if worst * (max(1, ends.leaky[0]) if ends.leaky else 1) > 1 << EXACT_BITS:
+        raise Unsupported(f"Add of exponents {fa} and {fb}: float32, the oracle, cannot hold every sum exactly")
     a, b = inputs
     return Add(_label(segment), (a, b), output, (common - fa, common - fb), shift, ends.leaky, ends.lo, ends.hi)
 
@@ -194,7 +210,7 @@ def _slice(segment: Segment, inputs: tuple[int, ...], output: int, tensors: list
     name, node = _moved(segment, inputs, output, tensors), segment.root
     assert node is not None
     parts = [constant(v) for v in node.inputs[1:]]
-    if any(p is None for p in parts):
+    if any(p is None and v is not None for p, v in zip(parts, node.inputs[1:], strict=True)):
         raise Unsupported("Slice with computed bounds")
     starts, ends = (p.tolist() for p in parts[:2] if p is not None)
     axes = parts[2].tolist() if len(parts) > 2 and parts[2] is not None else list(range(len(starts)))
@@ -245,6 +261,8 @@ def _lookup(segment: Segment, inputs: tuple[int, ...], output: int, tensors: lis
                 tensor = ir.tensor(array, name=f"constant.{len(initializers)}")
                 mapping[value] = ir.Value(name=tensor.name, const_value=tensor)
                 initializers.append(mapping[value])
+            if value is not None and value not in mapping:
+                raise Unsupported(f"{node.op_type} reads a dequantised constant")
             arguments.append(None if value is None else mapping[value])
         nodes.append(ir.Node(node.domain, node.op_type, arguments, node.attributes.values(), name=node.name))
         nodes[-1].outputs[0].name = f"v{len(nodes)}"

@@ -13,10 +13,10 @@ import onnx
 import onnx_ir as ir
 
 from edgeyolo.detector import METADATA_KEY, Detector
-from edgeyolo.errors import UnsupportedError
+from edgeyolo.errors import InputError, UnsupportedError
 from edgeyolo.lower.emit import emit
 from edgeyolo.lower.memory import plan_memory
-from edgeyolo.lower.segments import Unsupported, activation_quant, find_segment
+from edgeyolo.lower.segments import Unsupported, activation_quant, find_segment, linear_quant
 from edgeyolo.passes.graph import constant
 from edgeyolo.program import IntegerProgram, Op, Tensor
 
@@ -25,8 +25,7 @@ def lower_fixed(model: ir.Model) -> IntegerProgram:
     """The integer program of a QDQ model with power-of-two scales, batch 1, static shapes.
 
     Raises:
-        UnsupportedError: nodes that the integer program cannot express, all of them listed.
-        InputError: a scale is not a power of two.
+        UnsupportedError: nodes or scales that the integer program cannot express, all of them listed.
     """
     model = ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(model), data_prop=True))
     lowering = _Lowering(model)
@@ -42,6 +41,7 @@ class _Lowering:
     def __init__(self, model: ir.Model) -> None:
         self.graph = model.graph
         self.metadata = model.metadata_props
+        self.input: int | None = None
         self.tensors: list[Tensor] = []
         self.ops: list[Op] = []
         self.index: dict[ir.Value, int] = {}
@@ -51,38 +51,52 @@ class _Lowering:
         """Lower the operation that ends at this QuantizeLinear."""
         try:
             segment = find_segment(quantise)
-            number = len(self.tensors)
             quant = activation_quant(quantise)
-            shape = _chw(quantise)
-            self.tensors.append(Tensor(tensor_name(quantise), shape, quant.qtype, int(quant.frac)))
-            self.index[quantise.outputs[0]] = number
+            tensor = Tensor(tensor_name(quantise), _chw(quantise), quant.qtype, int(quant.frac))
             if segment.root is None and segment.sources == (self.graph.inputs[0],):
+                self.index[quantise.outputs[0]] = self._add_input(tensor)
                 return
-            inputs = tuple(self._input(source, quantise) for source in segment.sources)
+            number = len(self.tensors)
+            self.tensors.append(tensor)
+            self.index[quantise.outputs[0]] = number
+            inputs = tuple(self._tensor_of(source) for source in segment.sources)
             self.ops.append(emit(segment, inputs, number, self.tensors))
-        except Unsupported as error:
-            self.offenders.append(f"{quantise.name or quantise.outputs[0].name}: {error}")
+        except (Unsupported, InputError) as error:
+            self.offenders.append(f"{quantise.name or quantise.outputs[0].name}: {_one_line(error)}")
 
-    def _input(self, source: ir.Value, reader: ir.Node) -> int:
-        producer = source.producer()
+    def _add_input(self, tensor: Tensor) -> int:
+        """The tensor of the graph input, which several quantisers may read alike."""
+        if self.input is None:
+            self.input = len(self.tensors)
+            self.tensors.append(tensor)
+        known = self.tensors[self.input]
+        if (known.qtype, known.frac) != (tensor.qtype, tensor.frac):
+            raise Unsupported("quantises the graph input in a second way")
+        return self.input
+
+    def _tensor_of(self, real: ir.Value) -> int:
+        """The tensor whose codes are dequantised to ``real``, by the very scale that they were quantised with."""
+        producer = real.producer()
         codes = producer.inputs[0] if producer is not None and producer.op_type == "DequantizeLinear" else None
-        if codes is None or codes not in self.index:
-            raise Unsupported(f"reads {source.name}, which is not quantised (or was refused)")
+        if producer is None or codes is None or codes not in self.index:
+            raise Unsupported(f"reads {real.name}, which is not quantised (or was refused)")
+        tensor = self.tensors[self.index[codes]]
+        quant = linear_quant(producer, tensor.qtype.dtype)
+        if quant.qtype.axis is not None or int(quant.frac) != tensor.frac:
+            raise Unsupported(f"reads {real.name}, which is dequantised by another scale than it was quantised with")
         return self.index[codes]
 
     def finish(self) -> IntegerProgram:
         """Check, plan the memory and return the program."""
         outputs = []
         for value in self.graph.outputs:
-            producer = value.producer()
-            codes = producer.inputs[0] if producer is not None and producer.op_type == "DequantizeLinear" else None
-            if codes is None or codes not in self.index:
-                self.offenders.append(
-                    f"graph output {value.name}: is not the result of a DequantizeLinear that was lowered"
-                )
-            else:
-                outputs.append(self.index[codes])
-        if self.offenders:
+            try:
+                outputs.append(self._tensor_of(value))
+            except (Unsupported, InputError) as error:
+                self.offenders.append(f"graph output {value.name}: {_one_line(error)}")
+        if self.input is None:
+            self.offenders.append(f"graph input {self.graph.inputs[0].name}: is not quantised")
+        if self.offenders or self.input is None:
             raise UnsupportedError(
                 f"{len(self.offenders)} part(s) of the model have no integer form",
                 got="\n    ".join(["", *self.offenders]),
@@ -93,7 +107,7 @@ class _Lowering:
         program = IntegerProgram(
             tuple(self.tensors),
             tuple(self.ops),
-            self.index[self._input_codes()],
+            self.input,
             tuple(outputs),
             0,
             Detector.from_json(text) if text else None,
@@ -101,15 +115,6 @@ class _Lowering:
         offsets, arena = plan_memory(program)
         tensors = tuple(replace(t, offset=o) for t, o in zip(program.tensors, offsets, strict=True))
         return replace(program, tensors=tensors, arena_bytes=arena)
-
-    def _input_codes(self) -> ir.Value:
-        for codes in self.index:
-            producer = codes.producer()
-            assert producer is not None
-            segment = find_segment(producer)
-            if segment.root is None and segment.sources == (self.graph.inputs[0],):
-                return codes
-        raise UnsupportedError("the graph input is not quantised", where=self.graph.inputs[0].name)
 
 
 def tensor_name(quantise: ir.Node) -> str:
@@ -127,3 +132,7 @@ def _chw(quantise: ir.Node) -> tuple[int, int, int]:
     if len(dims) != 4 or dims[0] != 1 or min(dims) < 1:
         raise Unsupported(f"has shape {dims or 'unknown'}; a static (1, C, H, W) is needed")
     return dims[1], dims[2], dims[3]
+
+
+def _one_line(error: Unsupported | InputError) -> str:
+    return f"{error.what}: {error.got}" if isinstance(error, InputError) else str(error)

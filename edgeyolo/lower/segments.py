@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from edgeyolo.passes.dyadic_leaky import SLOPE_BITS
 from edgeyolo.passes.graph import constant
-from edgeyolo.qtype import QType, TensorQuant
+from edgeyolo.qtype import IntArray, QType, TensorQuant
 from edgeyolo.quant.insert_qdq import QTYPE_KEY
 
 MAX_SEGMENT = 64
@@ -48,6 +48,7 @@ def is_source(value: ir.Value) -> bool:
 def find_segment(quantise: ir.Node) -> Segment:
     """Look back from ``quantise`` to its sources. Raises Unsupported for a segment that is too long."""
     order: list[ir.Node] = []
+    seen: set[ir.Node] = set()
     sources: list[ir.Value] = []
 
     def visit(value: ir.Value | None) -> None:
@@ -58,9 +59,10 @@ def find_segment(quantise: ir.Node) -> Segment:
             return
         node = value.producer()
         assert node is not None
-        if node in order:
+        if node in seen:
             return
-        if len(order) >= MAX_SEGMENT:
+        seen.add(node)
+        if len(seen) > MAX_SEGMENT:
             raise Unsupported(f"more than {MAX_SEGMENT} float nodes in front of one quantiser")
         for source in node.inputs:
             visit(source)
@@ -90,7 +92,19 @@ def _chain(quantise: ir.Node, order: list[ir.Node]) -> tuple[ir.Node | None, tup
 def _is_weight(value: ir.Value) -> bool:
     """Whether the value is a dequantised constant."""
     producer = value.producer()
-    return producer is not None and producer.op_type == "DequantizeLinear" and constant(producer.inputs[0]) is not None
+    return producer is not None and producer.op_type == "DequantizeLinear" and stored_codes(producer) is not None
+
+
+def stored_codes(dequantise: ir.Node) -> IntArray | None:
+    """The constant codes behind a DequantizeLinear, or None; some tools store float weights behind a QuantizeLinear."""
+    codes = constant(dequantise.inputs[0])
+    if codes is not None:
+        return codes
+    quantise = dequantise.inputs[0].producer() if dequantise.inputs[0] is not None else None
+    real = constant(quantise.inputs[0]) if quantise is not None and quantise.op_type == "QuantizeLinear" else None
+    if quantise is None or real is None:
+        return None
+    return linear_quant(quantise, _container(quantise)).quantise(real)
 
 
 def linear_quant(node: ir.Node, container: np.dtype[np.generic]) -> TensorQuant:
@@ -100,6 +114,8 @@ def linear_quant(node: ir.Node, container: np.dtype[np.generic]) -> TensorQuant:
     if scale is None:
         raise Unsupported("its scale is computed, not constant")
     axis = None
+    if scale.ndim > 1:
+        raise Unsupported("has a scale per block")
     if scale.size > 1:
         axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
         if axis != 0:
@@ -109,20 +125,54 @@ def linear_quant(node: ir.Node, container: np.dtype[np.generic]) -> TensorQuant:
     stated = node.metadata_props.get(QTYPE_KEY)
     bits = QType.parse(stated).bits if stated else container.itemsize * 8
     qtype = QType(bits, container.kind == "i", axis)
+    if qtype.dtype != container:
+        raise Unsupported(f"states {stated} but its codes are {container}")
     points = np.zeros(scale.shape, np.int64) if zero is None else np.broadcast_to(zero.reshape(-1), (scale.size,))
     return TensorQuant(qtype, scale.astype(np.float32), points.reshape(scale.shape).astype(np.int64))
 
 
 def activation_quant(quantise: ir.Node) -> TensorQuant:
     """The TensorQuant of an activation: true bits from our metadata, the container's where there is none."""
-    zero = constant(quantise.inputs[2]) if len(quantise.inputs) > 2 else None
-    container = np.dtype(np.uint8) if zero is None else zero.dtype
-    if container not in (np.dtype(np.int8), np.dtype(np.uint8), np.dtype(np.int16)):
-        raise Unsupported(f"quantises to {container}; int8, uint8 or int16 are supported")
+    container = _container(quantise)
     quant = linear_quant(quantise, container)
     if quant.qtype.axis is not None:
         raise Unsupported("an activation needs one scale per tensor")
+    if quant.qtype.bits < container.itemsize * 8 and not _clips_to(quantise, quant):
+        raise Unsupported(f"states {quant.qtype} without a Clip to its range in front")
     return quant
+
+
+def _container(quantise: ir.Node) -> np.dtype[np.generic]:
+    """The numpy type that a QuantizeLinear makes: its zero point's, or what opset 21's attribute says."""
+    zero = constant(quantise.inputs[2]) if len(quantise.inputs) > 2 else None
+    stated = quantise.attributes["output_dtype"].as_int() if "output_dtype" in quantise.attributes else 0
+    container = zero.dtype if zero is not None else ir.DataType(stated).numpy() if stated else np.dtype(np.uint8)
+    if container not in (np.dtype(np.int8), np.dtype(np.uint8), np.dtype(np.int16)):
+        raise Unsupported(f"quantises to {container}; int8, uint8 or int16 are supported")
+    return container
+
+
+def _clips_to(quantise: ir.Node, quant: TensorQuant) -> bool:
+    """Whether a Clip directly in front keeps the codes inside ``quant``'s range, which its container exceeds."""
+    clip = quantise.inputs[0].producer() if quantise.inputs[0] is not None else None
+    if clip is None or clip.op_type != "Clip":
+        return False
+    low, high = clip_bounds(clip)
+    step = float(quant.scale)
+    return low is not None and high is not None and quant.qtype.lo <= low / step and high / step <= quant.qtype.hi
+
+
+def clip_bounds(clip: ir.Node) -> tuple[float | None, float | None]:
+    """(min, max) of a Clip, None where it has none. Raises Unsupported for computed bounds and those of opset 6."""
+    if "min" in clip.attributes or "max" in clip.attributes:
+        raise Unsupported("Clip with bounds as attributes; convert the model to opset 11 or later")
+    bounds: list[float | None] = []
+    for value in (*clip.inputs[1:3], None, None)[:2]:
+        array = constant(value)
+        if value is not None and (array is None or array.size != 1):
+            raise Unsupported("Clip with computed bounds")
+        bounds.append(None if array is None else float(array.reshape(())))
+    return bounds[0], bounds[1]
 
 
 @dataclass(frozen=True)
@@ -143,8 +193,7 @@ def epilogue(segment: Segment) -> Epilogue:
         raise Unsupported("combines values in a way that has no record: " + ", ".join(n.op_type for n in segment.nodes))
     for position, node in enumerate(segment.tail):
         if node.op_type == "Clip":
-            bounds = [constant(v) if v is not None else None for v in (*node.inputs[1:3], None, None)[:2]]
-            codes = [None if b is None else int(quant.quantise(np.asarray(b, np.float32).reshape(()))) for b in bounds]
+            codes = [None if b is None else int(quant.quantise(np.asarray(b))) for b in clip_bounds(node)]
             lo = lo if codes[0] is None else max(lo, codes[0])
             hi = hi if codes[1] is None else min(hi, codes[1])
         elif node.op_type == "Relu" and position == 0:
@@ -152,8 +201,8 @@ def epilogue(segment: Segment) -> Epilogue:
         elif node.op_type == "LeakyRelu" and position == 0:
             alpha = node.attributes["alpha"].as_float() if "alpha" in node.attributes else 0.01
             numerator = alpha * (1 << SLOPE_BITS)
-            if numerator != int(numerator):
-                raise Unsupported(f"slope {alpha} is not a multiple of 1/{1 << SLOPE_BITS}; run the dyadic_leaky pass")
+            if not 0 <= alpha <= 1 or numerator != int(numerator):
+                raise Unsupported(f"slope {alpha} is no multiple of 1/{1 << SLOPE_BITS} in [0, 1]; run dyadic_leaky")
             leaky = _lowest_terms(int(numerator))
         else:
             raise Unsupported(f"{node.op_type} behind {segment.root.op_type if segment.root else 'nothing'}")

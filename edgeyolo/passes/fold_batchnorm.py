@@ -4,8 +4,8 @@
       = (g / s) W x  +  (g / s) (b - mean) + beta          with s = sqrt(var + eps)
 
 per output channel, so grouped and depthwise convolutions fold the same way. Folding is done in float64 and rounded
-once. A BatchNormalization declines when it does not follow a Conv or Gemm of its own with constant weights; it then
-stays.
+once. A BatchNormalization declines when it does not follow a Conv or Gemm of its own with constant weights, or
+normalises by its batch's statistics; it then stays.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ class FoldBatchNorm(ir.passes.InPlacePass):
     @staticmethod
     def _check(node: ir.Node) -> str | None:
         """Why this node cannot be folded, or None."""
+        if "training_mode" in node.attributes and node.attributes["training_mode"].as_int():
+            return "it is in training mode"
         source = node.inputs[0]
         producer = source.producer() if source is not None else None
         if producer is None or producer.op_type not in ("Conv", "Gemm"):
@@ -65,7 +67,7 @@ class FoldBatchNorm(ir.passes.InPlacePass):
         gamma, beta, mean, var = (_float64(value) for value in node.inputs[1:5])
         epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
         factor = gamma / np.sqrt(var + epsilon)
-        weight = _float64(conv.inputs[1])
+        weight, dtype = _float64(conv.inputs[1]), constant(conv.inputs[1]).dtype  # type: ignore[union-attr]
         bias = _float64(conv.inputs[2]) if len(conv.inputs) > 2 and conv.inputs[2] is not None else 0.0
         transposed = conv.op_type == "Gemm" and not ("transB" in conv.attributes and conv.attributes["transB"].as_int())
         axis = 1 if transposed else 0
@@ -74,11 +76,13 @@ class FoldBatchNorm(ir.passes.InPlacePass):
         name = conv.name or output.name or "conv"
         conv.resize_inputs(3)
         conv.replace_input_with(
-            1, new_initializer(graph, f"{name}.weight", (weight * factor.reshape(shape)).astype(np.float32))
+            1, new_initializer(graph, f"{name}.weight", (weight * factor.reshape(shape)).astype(dtype))
         )
         conv.replace_input_with(
-            2, new_initializer(graph, f"{name}.bias", ((bias - mean) * factor + beta).astype(np.float32))
+            2, new_initializer(graph, f"{name}.bias", ((bias - mean) * factor + beta).astype(dtype))
         )
+        if output.is_graph_output():
+            output.name, conv.outputs[0].name = None, output.name
         ir.convenience.replace_all_uses_with(output, conv.outputs[0], replace_graph_outputs=True)
         graph.remove(node, safe=True)
 

@@ -17,18 +17,19 @@ from edgeyolo.quant.insert_qdq import insert_qdq
 from edgeyolo.quant.plan import Plan, make_plan
 from edgeyolo.quant.refine.bias_correction import correct_bias
 from edgeyolo.quant.refine.equalise import equalise
+from edgeyolo.quant.walk import Float32
 
 REFINE_PICTURES = 32
 """Pictures that a refinement holds in memory at once; more changed the head SNR by less than 0.1 dB."""
 HELD_OUT_PICTURES = 16
-"""Pictures that judge whether a refinement helped; never among those it was computed from, unless there are too few."""
+"""Pictures that judge which refinements helped; never among those they were computed from, unless there are too few."""
 
 Progress = Callable[[Iterable[Pixels], str], Iterable[Pixels]]
 
 
 @dataclass(frozen=True)
 class RefineStep:
-    """One row of the ledger: the heads' SNR on held-out pictures after a step, and whether the step was kept."""
+    """One row of the ledger: the heads' SNR on held-out pictures with a combination, and whether it was kept."""
 
     name: str
     head_snr_db: float
@@ -66,33 +67,44 @@ def quantise(
     if len(model.graph.inputs) != 1:
         raise UnsupportedError("the model must have one input", got=[v.name for v in model.graph.inputs])
     sample, held_out = _split(pictures)
-    steps: list[RefineStep] = []
-
-    def attempt(reference: ir.Model, plan: Plan) -> tuple[ir.Model, float]:
-        candidate = insert_qdq(reference, plan)
-        return candidate, head_snr(reference, candidate, held_out)
-
+    batch = np.concatenate([to_float(pixels, read_detector(model)) for pixels in sample])
     histograms, peaks = observe(model, progress(pictures, "observing activations"))
     plan = make_plan(model, histograms, config)
-    reference, (quantised, best) = model, attempt(model, plan)
-    steps.append(RefineStep("round to nearest", best, True))
+    candidates = _candidates("round to nearest", model, plan, config, batch, held_out)
     if config.equalise:
         scaled = copy_model(model)
-        if equalise(scaled, dict(peaks), config.granularity == "per-channel"):
+        if equalise(scaled, peaks, config.granularity == "per-channel"):
             histograms, _ = observe(scaled, progress(pictures, "observing, equalised"))
-            scaled_plan = make_plan(scaled, histograms, config)
-            candidate, snr = attempt(scaled, scaled_plan)
-            steps.append(RefineStep("equalise", snr, snr > best))
-            if snr > best:
-                reference, plan, quantised, best = scaled, scaled_plan, candidate, snr
+            plan = make_plan(scaled, histograms, config)
+            candidates += _candidates("equalise", scaled, plan, config, batch, held_out)
+    best = max(candidates, key=lambda candidate: candidate.head_snr_db)
+    steps = tuple(RefineStep(c.name, c.head_snr_db, best.name.startswith(c.name)) for c in candidates)
+    return QuantResult(best.reference, best.model, best.plan, steps)
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidate:
+    """One combination of refinements, measured."""
+
+    name: str
+    reference: ir.Model
+    plan: Plan
+    model: ir.Model
+    head_snr_db: float
+
+
+def _candidates(
+    name: str, reference: ir.Model, plan: Plan, config: QuantConfig, batch: Float32, held_out: list[Pixels]
+) -> list[_Candidate]:
+    """The plan as it is, and with corrected biases: what one refinement is worth may depend on the other."""
+    plans = {name: plan}
     if config.correct_bias:
-        batch = np.concatenate([to_float(p, read_detector(model)) for p in sample])
-        corrected = correct_bias(reference, plan, batch)
-        candidate, snr = attempt(reference, corrected)
-        steps.append(RefineStep("correct biases", snr, snr > best))
-        if snr > best:
-            plan, quantised = corrected, candidate
-    return QuantResult(reference, quantised, plan, tuple(steps))
+        plans[f"{name} + correct biases"] = correct_bias(reference, plan, batch)
+    models = {label: insert_qdq(reference, each) for label, each in plans.items()}
+    return [
+        _Candidate(label, reference, plans[label], quantised, head_snr(reference, quantised, held_out))
+        for label, quantised in models.items()
+    ]
 
 
 def _split(pictures: Collection[Pixels]) -> tuple[list[Pixels], list[Pixels]]:

@@ -81,6 +81,22 @@ def _execute(command: list[str], what: str, seconds: float) -> str:
     return done.stdout
 
 
+def is_own_engine(sources: Path) -> bool:
+    """Whether a bundle's ``engine`` folder holds exactly the C files that are installed with this package.
+
+    Only then is it safe to compile and run them without asking: a stranger's bundle may hold any program.
+    """
+    own = {item.name: item.read_bytes() for item in files("edgeyolo.targets.engine").iterdir() if _is_c(item.name)}
+    theirs = (
+        {path.name: path.read_bytes() for path in sources.iterdir() if _is_c(path.name)} if sources.is_dir() else {}
+    )
+    return own == theirs
+
+
+def _is_c(name: str) -> bool:
+    return name.endswith((".c", ".h"))
+
+
 class EngineRunner:
     """A program image loaded into the engine as compiled for this machine, or for another one under an emulator.
 

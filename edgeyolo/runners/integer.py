@@ -155,7 +155,7 @@ class BundleRunner:
         if self._engine:
             from edgeyolo.runners.engine import EngineRunner
 
-            self._run = EngineRunner(image, path / "engine").run
+            self._run = EngineRunner(image).run
 
     def set_inputs(self, pixels: npt.NDArray[Any]) -> None:
         """Take (C, H, W) uint8 network pixels."""

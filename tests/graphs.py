@@ -1,0 +1,136 @@
+"""Tiny graphs written as ONNX text, hand-made QDQ graphs, and the comparison of their lowering with ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+from onnx import numpy_helper, parser
+
+from edgeyolo.detector import Detector, Head, Preprocess
+from edgeyolo.export.golden import Oracle, layer_codes
+from edgeyolo.lower.fixed import lower_fixed
+from edgeyolo.ort import open_session, run
+from edgeyolo.passes.graph import write_detector
+from edgeyolo.program import IntegerProgram
+
+Array = npt.NDArray[Any]
+
+
+def build(
+    text: str, arrays: Mapping[str, Any] | None = None, *, opset: int = 17, named: bool = True, scale: float = 1 / 256
+) -> ir.Model:
+    """A float model from ``(float[1,3,8,8] images) => (float[1,4,8,8] head) { c = Conv(images, w) ... }``.
+
+    ``arrays`` become initializers; a node is called after its first output; the detector's facts follow from the
+    shapes, with raw heads and ``scale``.
+    """
+    proto = parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]> g {text}')
+    initializers = [numpy_helper.from_array(_array(v), name) for name, v in (arrays or {}).items()]
+    proto.graph.initializer.extend(initializers)
+    for node in proto.graph.node:
+        node.name = node.name or node.output[0] if named else ""
+    model = ir.from_proto(proto)
+    shape = [d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim]
+    heads = tuple(Head(value.name, "raw") for value in proto.graph.output)
+    write_detector(model, Detector("onnx", Preprocess(shape[3], shape[2], shape[1], scale=scale), heads))
+    return model
+
+
+def _array(value: Any) -> Array:
+    """Python numbers as ONNX has them: int64 or float32."""
+    array = np.asarray(value)
+    if isinstance(value, np.ndarray | np.generic):
+        return array
+    return array.astype(np.int64 if array.dtype.kind == "i" else np.float32)
+
+
+def normal(seed: int, *shape: int, gain: float = 1.0) -> npt.NDArray[np.float32]:
+    """Gaussian weights whose outputs have about the variance of their inputs, times ``gain``."""
+    fan = max(1, int(np.prod(shape[1:])))
+    return (np.random.default_rng(seed).standard_normal(shape) * gain / np.sqrt(fan)).astype(np.float32)
+
+
+def pictures(count: int, *shape: int, seed: int = 0) -> list[npt.NDArray[np.uint8]]:
+    """Seeded noise with a gradient, so that channels and places differ."""
+    rng = np.random.default_rng(seed)
+    ramp = np.linspace(0, 120, int(np.prod(shape))).reshape(shape)
+    return [(ramp + rng.integers(0, 136, shape)).astype(np.uint8) for _ in range(count)]
+
+
+def outputs(model: ir.Model, seed: int = 0) -> dict[str, Array]:
+    """What ONNX Runtime gives for seeded noise in [0, 1)."""
+    shape = model.graph.inputs[0].shape
+    assert shape is not None
+    return run(open_session(model, optimise=False), np.random.default_rng(seed).random(list(shape), np.float32))
+
+
+class Qdq:
+    """Writes a QDQ graph by hand, as a foreign tool might: no metadata, names of its own."""
+
+    def __init__(self, shape: tuple[int, ...] = (1, 3, 8, 8), frac: int = 8, dtype: Any = np.uint8) -> None:
+        self.shape = shape
+        self.lines: list[str] = []
+        self.arrays: dict[str, Array] = {}
+        self.input = self.quantise("images", frac, dtype)
+
+    def constant(self, value: Any) -> str:
+        """An initializer; returns its name."""
+        name = f"k{len(self.arrays)}"
+        self.arrays[name] = _array(value)
+        return name
+
+    def node(self, call: str) -> str:
+        """``"Relu(x)"``: append the node, return its output's name."""
+        name = f"v{len(self.lines)}"
+        self.lines.append(f"{name} = {call}")
+        return name
+
+    def quantise(self, source: str, frac: int, dtype: Any = np.int8, *, scale: float | None = None) -> str:
+        """QuantizeLinear and DequantizeLinear behind ``source``; returns the dequantised value."""
+        scalars = f"{self.constant(np.float32(2.0**-frac if scale is None else scale))}, {self.constant(dtype(0))}"
+        return self.node(f"DequantizeLinear({self.node(f'QuantizeLinear({source}, {scalars})')}, {scalars})")
+
+    def weight(self, codes: Array, frac: Any) -> str:
+        """Integer codes behind a DequantizeLinear, along axis 0 where ``frac`` is an array."""
+        scale = np.ldexp(np.float32(1), -np.asarray(frac)).astype(np.float32)
+        axis = "<axis = 0>" if scale.ndim else ""
+        zero = np.zeros(scale.shape, codes.dtype)
+        return self.node(
+            f"DequantizeLinear{axis}({self.constant(codes)}, {self.constant(scale)}, {self.constant(zero)})"
+        )
+
+    def model(self, *results: str, opset: int = 17) -> ir.Model:
+        """The finished model with these graph outputs."""
+        head = ", ".join(f"float[1,C{i},H{i},W{i}] {name}" for i, name in enumerate(results))
+        images = ",".join(map(str, self.shape))
+        body = "\n".join(self.lines)
+        return build(f"(float[{images}] images) => ({head}) {{ {body} }}", self.arrays, opset=opset, named=False)
+
+
+def codes8(seed: int, *shape: int, bits: int = 8) -> npt.NDArray[np.int8]:
+    """Seeded int8 weights of this many bits."""
+    half = 1 << (bits - 1)
+    return np.random.default_rng(seed).integers(-half, half, shape).astype(np.int8)
+
+
+def assert_equals_ort(model: ir.Model, runs: int = 3) -> IntegerProgram:
+    """Lower a QDQ model and compare every layer with ONNX Runtime on random codes: no element may differ."""
+    program, oracle = lower_fixed(model), Oracle(model)
+    source = program.tensors[program.input]
+    for seed in range(runs):
+        rng = np.random.default_rng(seed)
+        codes = rng.integers(source.qtype.lo, source.qtype.hi + 1, source.shape).astype(source.qtype.dtype)
+        for op, got, want in zip(program.ops, layer_codes(program, codes), oracle.layers(program, codes), strict=True):
+            assert got.dtype == want.dtype, op.name
+            assert np.array_equal(got, want), f"{op.name}: {np.count_nonzero(got != want)} of {got.size} differ"
+    return program
+
+
+def check_proto(model: ir.Model) -> None:
+    """ONNX's own checker accepts the model."""
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
