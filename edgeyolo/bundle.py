@@ -14,15 +14,13 @@ from typing import Any
 
 from edgeyolo.detector import Detector
 from edgeyolo.errors import BundleError, InputError
-from edgeyolo.output import MANIFEST
+from edgeyolo.output import FORMAT, MANIFEST, MAX_MANIFEST_BYTES
 
-FORMAT = "edgeyolo-bundle"
 VERSION = 1
 PROGRAM = "program.bin"
 """The engine's program image."""
 MODEL = "model.onnx"
 """The QDQ file: the oracle."""
-MAX_MANIFEST_BYTES = 1 << 25
 MAX_FILES = 20_000
 MAX_FILE_BYTES = 1 << 30
 REQUIRED = {"format": str, "version": int, "tool": str, "target": str, "source": dict, "detector": dict, "files": dict}

@@ -264,7 +264,7 @@ def test_an_imgsz_between_multiples_is_refused_with_the_nearest_legal_sizes(tmp_
 
 def test_the_largest_stride_counts_below_a_pyramid(tmp_path):
     """The coarsest map has stride 8 although the head's is 4."""
-    body = CONV * 3 + "[upsample]\nstride=2\n" + HEAD
+    body = CONV * 3 + "[upsample]\nstride=2\n[route]\nlayers=-1,1\n" + HEAD
     with pytest.raises(InputError, match="8x8"):
         describe_darknet(write(tmp_path, NET + body), "68")
     assert describe_darknet(write(tmp_path, NET + body), "72").detector.heads[0].stride == (4.0, 4.0)

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from edgeyolo.program import IntegerProgram, op_inputs
+from edgeyolo.program import IntegerProgram
+from edgeyolo.program_check import lifetimes
 
 ARENA_ALIGNMENT = 16
 """Every tensor starts at a multiple of this many bytes, which suits vector loads and DMA."""
-
-
-def lifetimes(program: IntegerProgram) -> list[tuple[int, int]]:
-    """The first and last step at which each tensor holds data; step i is operation i, the input lives from -1."""
-    born = {program.input: -1} | {op.output: i for i, op in enumerate(program.ops)}
-    died = dict(born)
-    for step, op in enumerate(program.ops):
-        died.update(dict.fromkeys(op_inputs(op), step))
-    died.update(dict.fromkeys(program.outputs, len(program.ops)))
-    return [(born[i], died[i]) for i in range(len(program.tensors))]
 
 
 def plan_memory(program: IntegerProgram) -> tuple[list[int], int]:

@@ -16,18 +16,18 @@ class LayerNames(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rename in place."""
         fixed = {str(v.name) for v in (*model.graph.inputs, *model.graph.outputs)}
-        taken = fixed | set(model.graph.initializers)
+        values = fixed | set(model.graph.initializers)
+        nodes: set[str] = set()
         modified = False
         for node in model.graph:
             base = _short(node)
             if base is None:
+                nodes.add(str(node.name))
                 continue
+            node.name = _unique(base, nodes)
             for index, value in enumerate(node.outputs):
-                if str(value.name) in fixed:
-                    continue
-                value.name = _unique(base if index == 0 else f"{base}.{index}", taken)
-                taken.add(value.name)
-            node.name = base if node.outputs[0].name in fixed else node.outputs[0].name
+                if str(value.name) not in fixed:
+                    value.name = _unique(node.name if index == 0 else f"{node.name}.{index}", values)
             modified = True
         return ir.passes.PassResult(model, modified=modified)
 
@@ -41,7 +41,9 @@ def _short(node: ir.Node) -> str | None:
 
 
 def _unique(name: str, taken: set[str]) -> str:
+    """``name``, numbered if it is taken; what is returned counts as taken."""
     count, candidate = 1, name
     while candidate in taken:
         count, candidate = count + 1, f"{name}.{count + 1}"
+    taken.add(candidate)
     return candidate

@@ -149,12 +149,13 @@ def load_darknet(
 def _plan(cfg: Path, imgsz: str | None, program: str) -> tuple[list[Section], tuple[Layer, ...], Pair, tuple[str, ...]]:
     sections = read_cfg(cfg)
     notes = check(sections)
-    own = cfg_size(sections[0])
-    size = own if imgsz is None else parse_imgsz(imgsz)
-    layers = plan_network(sections, size, sampled_shortcut=program == "pjreddie")
+    size, sampled = cfg_size(sections[0]), program == "pjreddie"
+    layers = plan_network(sections, size, sampled_shortcut=sampled)
     step = largest_stride(layers)
     if imgsz is not None:
-        check_size(size, step)
+        size = parse_imgsz(imgsz)
+        check_size(size, step)  # before planning: at another size the routes of a pyramid do not even fit
+        layers = plan_network(sections, size, sampled_shortcut=sampled)
     elif size[0] % step[0] or size[1] % step[1]:
         notes = (*notes, f"the input {size[1]}x{size[0]} is no multiple of the largest stride {step[1]}x{step[0]}")
     return sections, layers, size, notes
