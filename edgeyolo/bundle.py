@@ -22,6 +22,8 @@ PROGRAM = "program.bin"
 MODEL = "model.onnx"
 """The QDQ file: the oracle."""
 MAX_FILES = 20_000
+MAX_TEXT = 200
+"""Characters of a message that come from one place of a manifest."""
 MAX_FILE_BYTES = 1 << 30
 REQUIRED = {"format": str, "version": int, "tool": str, "target": str, "source": dict, "detector": dict, "files": dict}
 
@@ -53,10 +55,14 @@ class Bundle:
             raise BundleError(
                 "the bundle is damaged",
                 where=path,
-                got="; ".join(offenders[:20]),
+                got="; ".join(text[:MAX_TEXT] for text in offenders[:20]),
                 hint="export it again or copy it anew",
             )
-        return cls(path, manifest, Detector.from_json(json.dumps(manifest["detector"])))
+        try:
+            facts = json.dumps(manifest["detector"])
+        except RecursionError as error:
+            raise BundleError("the manifest's detector is nested too deeply", where=path) from error
+        return cls(path, manifest, Detector.from_json(facts))
 
     def read(self, name: str) -> bytes:
         """The bytes of a listed file. Raises BundleError if the manifest does not list it."""
@@ -101,7 +107,7 @@ def sha256(data: bytes) -> str:
 def _read_manifest(path: Path) -> dict[str, Any]:
     file = path / MANIFEST
     try:
-        if not path.is_dir():
+        if not path.is_dir() or (file.exists() and not file.is_file()):
             raise InputError("no bundle here", where=path, hint="give the folder that export wrote")
         if file.stat().st_size > MAX_MANIFEST_BYTES:
             raise BundleError("the manifest is too large", where=file, allowed=f"{MAX_MANIFEST_BYTES} bytes")
@@ -114,7 +120,11 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise BundleError("this is not a bundle's manifest", where=file)
     if manifest.get("version") != VERSION:
         raise BundleError(
-            "unknown bundle version", where=file, got=manifest.get("version"), allowed=VERSION, hint="export it again"
+            "unknown bundle version",
+            where=file,
+            got=repr(manifest.get("version"))[:MAX_TEXT],
+            allowed=VERSION,
+            hint="export it again",
         )
     wrong = [key for key, kind in REQUIRED.items() if not isinstance(manifest.get(key), kind)]
     if wrong:
@@ -129,23 +139,20 @@ def _offence(folder: Path, name: str, entry: object) -> str | None:
     pure = PurePosixPath(name)
     if not name or pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name or pure.as_posix() != name:
         return f"{name!r} leaves the bundle"
-    if (
-        not isinstance(entry, dict)
-        or not isinstance(entry.get("bytes"), int)
-        or not isinstance(entry.get("sha256"), str)
-    ):
-        return f"{name}: no size and hash"
+    size, digest = (entry.get("bytes"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
+    if type(size) is not int or type(digest) is not str:
+        return f"{name!r}: no size and hash"
     path = folder / name
     try:
         if not path.resolve().is_relative_to(folder.resolve()):
             return f"{name!r} leaves the bundle"
         if not path.is_file():
-            return f"{name}: missing"
-        size = path.stat().st_size
-        if size != entry["bytes"] or size > MAX_FILE_BYTES:
-            return f"{name}: {size} bytes instead of {entry['bytes']}"
-        if sha256(path.read_bytes()) != entry["sha256"]:
-            return f"{name}: its content does not match its SHA-256"
-    except (OSError, ValueError) as error:
-        return f"{name}: {error}"
+            return f"{name!r}: missing"
+        found = path.stat().st_size
+        if found != size or found > MAX_FILE_BYTES:
+            return f"{name!r}: {found} bytes instead of {size}"
+        if sha256(path.read_bytes()) != digest:
+            return f"{name!r}: its content does not match its SHA-256"
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a loop of links
+        return f"{name!r}: {error}"
     return None

@@ -47,10 +47,7 @@ def check_free(target: Path, *, force: bool) -> None:
     _check_parent(target)
     if not os.path.lexists(target):
         return
-    replaceable = target.is_dir() and not target.is_symlink()
-    with suppress(OSError):
-        replaceable = replaceable and (not any(target.iterdir()) or _is_bundle(target))
-    if not replaceable:
+    if not _replaceable(target):
         raise InputError(
             "the output exists and is not a bundle; it is left alone",
             where=target,
@@ -71,11 +68,19 @@ def check_free_file(target: Path, *, force: bool) -> None:
 
 def _check_parent(target: Path) -> None:
     """Find out before the work, not after it, that nothing can be written there."""
-    parent = next(folder for folder in target.absolute().parents if os.path.lexists(folder))
+    parent = next((folder for folder in target.absolute().parents if os.path.lexists(folder)), target)
     if not parent.is_dir():
         raise InputError("the output cannot be made: this is not a folder", where=parent)
     if not os.access(parent, os.W_OK | os.X_OK):
         raise InputError("the output cannot be made: no permission to write here", where=parent)
+
+
+def _replaceable(target: Path) -> bool:
+    """Whether ``target`` is a folder, and empty or a bundle."""
+    try:
+        return not target.is_symlink() and target.is_dir() and (not any(target.iterdir()) or _is_bundle(target))
+    except OSError:
+        return False
 
 
 def _is_bundle(folder: Path) -> bool:
@@ -91,7 +96,7 @@ def _is_bundle(folder: Path) -> bool:
 @contextmanager
 def _made_parents(target: Path) -> Iterator[None]:
     """Make the folders above ``target``; if the block fails, those made are removed and OSError becomes InputError."""
-    missing = [folder for folder in target.parents if not folder.exists()]
+    missing = [folder for folder in target.parents if not os.path.lexists(folder)]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield

@@ -24,6 +24,7 @@ from edgeyolo.program import (
     Slice,
     Tensor,
     Upsample,
+    accumulator_bound,
     op_inputs,
 )
 from edgeyolo.qtype import QType
@@ -153,8 +154,7 @@ def _check_conv(op: Conv, ins: Tensor, out: Tensor, where: object) -> None:
     _require(int(np.abs(op.shift.astype(np.int64)).max()) <= MAX_SHIFT, "shift is out of range", where, op.shift)
     fracs = op.shift.astype(np.int64) - ins.frac + out.frac
     _require(np.array_equal(op.weight_frac, fracs), "shift is not fx + fw - fy", where, op.shift)
-    worst = np.abs(op.bias.astype(np.int64)) + np.abs(weight).sum(1) * max_code(ins.qtype)
-    _require_range(int(worst.max()), 0, ACCUMULATOR_HI, "worst-case accumulator", where)
+    _require_range(accumulator_bound(op.weight, op.bias, ins.qtype), 0, ACCUMULATOR_HI, "worst-case accumulator", where)
     _check_leaky(op.leaky, where)
     _check_clamp(op.lo, op.hi, out, where)
 

@@ -78,6 +78,8 @@ def export(model: Path | None, **options: Any) -> None:
         raise InputError(
             "no model given", allowed=".cfg (with --weights) or .onnx", hint="edgeyolo export MODEL --target fpga"
         )
+    if not model.is_file():
+        raise InputError("no such model", where=model, allowed=".cfg (with --weights) or .onnx")
     output = options["output"] or Path("out") / f"{model.stem}-{options['target']}"
     if options["target"] == "onnx":
         _onnx(model, output if output.suffix == ".onnx" else output.with_name(output.name + ".onnx"), options, log)

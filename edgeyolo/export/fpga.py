@@ -14,7 +14,7 @@ import onnx_ir as ir
 from edgeyolo import __version__
 from edgeyolo.agreement import Agreement
 from edgeyolo.bundle import MODEL, PROGRAM, write_manifest
-from edgeyolo.errors import InputError
+from edgeyolo.errors import InputError, UnsupportedError
 from edgeyolo.export.golden import write_golden
 from edgeyolo.export.pictures import PictureSet
 from edgeyolo.export.prepare import Parity, Stages
@@ -125,6 +125,7 @@ def export_fpga(
         UnsupportedError: the model or the options ask for what the integer program or the board cannot do.
     """
     check_free(request.output, force=request.force)
+    _check_raw(model)
     exact, slopes, slope_snr = _fixed_point_form(model, pictures, stages, log)
     with log.stage("quantise") as details:
         quant = quantise(exact, pictures, request.config, lambda items, title: log.track(items, title, len(pictures)))
@@ -155,6 +156,19 @@ def export_fpga(
     return FpgaResult(
         quant, program, agreement, len(sample), snr, layers, slopes, slope_snr, written, compared, facts
     )  # fmt: skip
+
+
+def _check_raw(model: ir.Model) -> None:
+    """Refuse a graph that decodes its boxes itself: integers end where the heads end."""
+    present = [str(value.name) for value in model.graph.outputs]
+    wanted = [head.output for head in read_detector(model).heads]
+    if set(present) != set(wanted):
+        raise UnsupportedError(
+            "the model's outputs are not the raw heads that its metadata names",
+            got=", ".join(present),
+            allowed=", ".join(wanted),
+            hint="export it to ONNX without --decode and --nms",
+        )
 
 
 def _fixed_point_form(
@@ -192,17 +206,25 @@ def agree(reference: ir.Model, quantised: ir.Model, pictures: PictureSet, log: L
 
 def _facts(source: Source, program: IntegerProgram, request: FpgaRequest, ledger: dict[str, Any]) -> dict[str, Any]:
     """Everything the manifest states besides files and detector."""
-    convs = [op for op in program.ops if isinstance(op, Conv)]
-    bounds = [_bound(program, op) for op in convs]
-    bits = Counter[int]()
-    for op in convs:
-        bits[op.weight_type.bits] += op.weight.size
     return {
         "tool": f"edgeyolo {__version__}",
         "target": "fpga",
         "source": {"name": source.name, "sha256": source.sha256, "notes": list(source.notes)},
         "profile": asdict(request.profile),
         "options": {**asdict(request.config), "layout": request.layout, "formats": list(request.formats)},
+        "ledger": ledger,
+        **program_facts(program),
+    }
+
+
+def program_facts(program: IntegerProgram) -> dict[str, Any]:
+    """What the manifest repeats of the program, for people and for hardware that does not read program images."""
+    convs = [op for op in program.ops if isinstance(op, Conv)]
+    bounds = [_bound(program, op) for op in convs]
+    bits = Counter[int]()
+    for op in convs:
+        bits[op.weight_type.bits] += op.weight.size
+    return {
         "tensors": [
             {
                 "name": t.name, "shape": list(t.shape), "layout": "CHW", "dtype": str(t.qtype.dtype),
@@ -221,7 +243,6 @@ def _facts(source: Source, program: IntegerProgram, request: FpgaRequest, ledger
             "convolutions": len(convs),
         },
         "weight_bits": {str(k): n for k, n in sorted(bits.items())},
-        "ledger": ledger,
     }  # fmt: skip
 
 

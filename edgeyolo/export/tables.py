@@ -41,7 +41,7 @@ def layer_table(layers: list[LayerReport], title: str) -> Table:
 
 
 def _refinements(result: FpgaResult) -> Table:
-    table = Table(title="what each refinement bought, head SNR on held-out pictures")
+    table = Table(title="refinements, by head SNR")
     for column in ("quantisation", "dB", "kept"):
         table.add_column(column, justify="left" if column == "quantisation" else "right")
     for step in result.quant.steps:

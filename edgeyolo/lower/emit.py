@@ -107,8 +107,8 @@ def _conv(segment: Segment, inputs: tuple[int, ...], output: int, tensors: list[
     groups = node.attributes["group"].as_int() if "group" in node.attributes else 1
     strides, dilations = _pair(node, "strides"), _pair(node, "dilations")
     return Conv(
-        _label(segment), inputs[0], output, weight, QType(quant.qtype.bits, True, quant.qtype.axis), frac, bias, shift.astype(np.int8), strides, _pads(node), dilations, groups, ends.leaky,
-        ends.lo, ends.hi,
+        _label(segment), inputs[0], output, weight, QType(quant.qtype.bits, True, quant.qtype.axis), frac, bias,
+        shift.astype(np.int8), strides, _pads(node), dilations, groups, ends.leaky, ends.lo, ends.hi,
     )  # fmt: skip
 
 
