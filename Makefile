@@ -21,7 +21,7 @@ ci:
 	.ci/run
 
 clean:
-	rm -rf build dist out *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	$(MAKE) -C targets/engine clean
 
 .PHONY: check lint format types test ci clean

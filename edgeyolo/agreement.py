@@ -34,6 +34,11 @@ class Agreement:
         self.missed += int(free.sum())
 
     @property
+    def judged(self) -> bool:
+        """Whether either side found anything at all; if not, ``f1`` says nothing."""
+        return self.matched + self.missed + self.invented > 0
+
+    @property
     def f1(self) -> float:
         """Harmonic mean of precision and recall against the reference."""
         total = 2 * self.matched + self.missed + self.invented

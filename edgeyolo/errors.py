@@ -6,6 +6,11 @@ The command line prints ``str(error)`` and exits with ``error.exit_code``; no tr
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    """Replace control characters: names come from others' files, and a terminal obeys escape sequences."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+
+
 class EdgeYoloError(Exception):
     """A mistake in the input or the request, phrased for the person who made it.
 

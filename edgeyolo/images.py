@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,9 @@ from edgeyolo.errors import InputError
 from edgeyolo.postprocess import Size, placement
 
 Pixels = npt.NDArray[np.uint8]
+Result = TypeVar("Result")
+
+EXIF_ORIENTATION = 0x0112
 
 MAX_PIXELS = 1 << 26
 """Pictures with more pixels than this (67 million, 200 MB decoded) are refused before they are decoded."""
@@ -99,10 +102,23 @@ def load_image(path: Path) -> Pixels:
 
     Raises InputError if it is missing, not a picture, damaged, truncated or larger than ``MAX_PIXELS``.
     """
+    return _guarded(path, _pixels)
+
+
+def image_size(path: Path) -> Size:
+    """(width, height) of the upright picture, from its header; whether the rest decodes is found out later.
+
+    Raises InputError if it is missing, not a picture or larger than ``MAX_PIXELS``.
+    """
+    return _guarded(path, _upright_size)
+
+
+def _guarded(path: Path, read: Callable[[Image.Image], Result]) -> Result:
+    """Open a picture, look at its size, then ``read`` it; any failure becomes an InputError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what Pillow only warns about, such as bad EXIF, does not hurt the pixels
-            return _decode(path)
+            return _opened(path, read)
     except InputError:
         raise
     except Exception as error:  # on damaged files Pillow's decoders raise nearly anything
@@ -110,8 +126,8 @@ def load_image(path: Path) -> Pixels:
         raise InputError("cannot decode the picture", where=path, got=reason or repr(error)) from error
 
 
-def _decode(path: Path) -> Pixels:
-    """Decode, after a look at the size."""
+def _opened(path: Path, read: Callable[[Image.Image], Result]) -> Result:
+    """Open and ``read``, after a look at the size."""
     with Image.open(path, formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise InputError(
@@ -121,8 +137,24 @@ def _decode(path: Path) -> Pixels:
                 allowed=f"{MAX_PIXELS} pixels",
                 hint="make a smaller copy",
             )
-        image.load()
-        return np.array(_to_rgb(_upright(image)))
+        return read(image)
+
+
+def _pixels(image: Image.Image) -> Pixels:
+    """Decode."""
+    image.load()
+    return np.array(_to_rgb(_upright(image)))
+
+
+def _upright_size(image: Image.Image) -> Size:
+    """The size, turned as the EXIF orientation says; unturned when the EXIF block cannot be read."""
+    if image.format == "TIFF":  # whether its size is already turned depends on Pillow's version, until it is decoded
+        return _upright(image).size
+    try:
+        turned = image.getexif().get(EXIF_ORIENTATION) in (5, 6, 7, 8)
+    except Exception:  # as in _upright
+        turned = False
+    return (image.height, image.width) if turned else (image.width, image.height)
 
 
 def _upright(image: Image.Image) -> Image.Image:

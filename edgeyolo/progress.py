@@ -10,6 +10,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from edgeyolo.errors import printable
+
 T = TypeVar("T")
 
 
@@ -17,18 +19,18 @@ class Log:
     """Lines and bars on a console; ``quiet`` prints nothing (for --json and tests)."""
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or Console(stderr=True, highlight=False, markup=False)
         self.quiet = quiet
         self.seconds: dict[str, float] = {}
 
     def say(self, text: str) -> None:
         """Print one line."""
         if not self.quiet:
-            self.console.print(text, markup=False, soft_wrap=True)
+            self.console.print(printable(text), markup=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """Print a warning, which is never silenced: it goes to the console of errors even with --json."""
-        self.console.print(f"warning: {text}", style="bold yellow", markup=False, soft_wrap=True)
+        self.console.print(f"warning: {printable(text)}", style="bold yellow", markup=False, soft_wrap=True)
 
     def table(self, table: object) -> None:
         """Print a rich table."""

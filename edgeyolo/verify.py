@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from edgeyolo import __version__
 from edgeyolo.bundle import MODEL, PROGRAM, Bundle
-from edgeyolo.errors import BundleError, InputError
-from edgeyolo.export.golden import Oracle, first_difference, golden_name, layer_codes
+from edgeyolo.errors import BundleError, EdgeYoloError, InputError
+from edgeyolo.export.fpga import SEED_V1, SEED_V1_BITS, program_facts
+from edgeyolo.export.golden import GOLDEN_INDEX, Oracle, first_difference, golden_index, golden_name, layer_codes
 from edgeyolo.export.pictures import PictureSet
 from edgeyolo.frontend.onnx_file import load_onnx
-from edgeyolo.lower.blob_index import BlobIndex
-from edgeyolo.lower.blobs import INDEX_FILE, read_blobs
+from edgeyolo.lower.blob_index import BlobIndex, plan_blobs
+from edgeyolo.lower.blobs import INDEX_FILE, BlobCodes, encode_images, read_blobs
+from edgeyolo.lower.ctables import header_files
 from edgeyolo.lower.fixed import lower_fixed
-from edgeyolo.program import Conv, IntegerProgram, accumulator_bound
+from edgeyolo.lower.seed_v1 import seed_files
+from edgeyolo.program import Conv, IntegerProgram, Lookup, accumulator_bound
 from edgeyolo.program_image import decode_program, encode_program
 from edgeyolo.progress import Log
 from edgeyolo.quant.plan import EXACT_BITS
@@ -77,16 +81,19 @@ def verify(
     Raises:
         InputError, BundleError: the bundle is missing, damaged or inconsistent, or a tool is missing.
     """
+    if set(skip) >= set(CHECKS):
+        raise InputError("every comparison is skipped", where="--skip", got=", ".join(sorted(set(skip))))
     with log.stage("files") as details:
         bundle = Bundle.open(path)
         image = bundle.read(PROGRAM)
         program = replace(decode_program(image, str(path / PROGRAM)), detector=bundle.detector)
+        _check_facts(bundle, program)
         details.append(f"{len(bundle.manifest['files'])} files match size and SHA-256")
         details.append(_check_weights(bundle, program))
     contenders: dict[str, Contender] = {}
     if "ort" not in skip:
         with log.stage("oracle") as details:
-            contenders["ort"] = _oracle(bundle, program, image)
+            contenders["ort"] = _oracle(bundle, program)
             details.append(f"{MODEL} lowers to this very program")
     if "engine" not in skip:
         with log.stage("engine") as details:
@@ -101,8 +108,7 @@ def verify(
     convs = [op for op in program.ops if isinstance(op, Conv)]
     bounds = [accumulator_bound(op.weight, op.bias, program.tensors[op.input].qtype) for op in convs]
     verdict = Verdict(len(program.ops), len(convs), sum(bound <= 1 << EXACT_BITS for bound in bounds))
-    golden = _golden(bundle, program) if "golden" not in skip else []
-    pictures = [*golden, *_more(more, program)]
+    pictures = [*_golden(bundle, program, compare="golden" not in skip), *_more(more, program)]
     if not pictures:
         raise InputError("nothing to compare: the bundle has no golden pictures", where=path, hint="add --pictures DIR")
     for name, codes, stored in log.track(pictures, "comparing every layer", len(pictures)):
@@ -125,42 +131,122 @@ def _compare(
                 break
 
 
+def _check_facts(bundle: Bundle, program: IntegerProgram) -> None:
+    """Compare what the manifest repeats of the program with the program."""
+    wrong = [key for key, value in program_facts(program).items() if bundle.manifest.get(key) != value]
+    if wrong:
+        raise BundleError(
+            f"the manifest does not describe {PROGRAM}", where=bundle.path, got=", ".join(wrong), hint="export it again"
+        )
+
+
 def _check_weights(bundle: Bundle, program: IntegerProgram) -> str:
-    """Compare the weight images with the program's own weights."""
-    name = f"weights/{INDEX_FILE}"
-    if name not in bundle.manifest["files"]:
-        return "weights in a foreign layout, checked by hash only"
-    index = BlobIndex.from_json(bundle.read(name).decode("utf-8", "replace"))
-    codes = read_blobs(bundle.path / "weights", index, program)
-    convs = [(i, op) for i, op in enumerate(program.ops) if isinstance(op, Conv)]
-    for number, op in convs:
-        blob = codes.convs[number]
-        if not (np.array_equal(op.weight, blob.weight) and np.array_equal(op.bias, blob.bias)):
-            raise BundleError("the weight images differ from the program", where=f"layer {number} {op.name}")
-    return f"weight images equal the program's ({len(convs)} convolutions)"
+    """Compare every file in ``weights/`` with the program's own constants; returns a sentence."""
+    options, source = bundle.manifest.get("options"), bundle.manifest["source"]
+    if isinstance(options, dict) and options.get("layout") == SEED_V1:
+        seed = seed_files(program, stem=Path(str(source.get("name"))).stem, bits=SEED_V1_BITS)
+        _check_same(bundle, {f"weights/{name}": data for name, data in seed.contents.items()})
+        return f"{len(seed.contents)} weight files are the program's"
+    index = BlobIndex.from_json(bundle.read(f"weights/{INDEX_FILE}").decode("utf-8", "replace"))
+    plan, formats = plan_blobs(program, index.form), index.form.formats
+    _check_same(bundle, {f"weights/{INDEX_FILE}": plan.to_json().encode()})
+    if sum(plan.image_bytes) > sum(bundle.manifest["files"][name]["bytes"] for name in bundle.names("weights/")):
+        raise BundleError("the weight images are larger than their files", where=bundle.path / "weights")
+    if set(formats) - {"h"}:
+        _check_images(read_blobs(bundle.path / "weights", plan, program), program)
+    done = f"weights equal the program's ({len(plan.convs)} convolutions)"
+    if "h" not in formats:
+        return done
+    if bundle.manifest["tool"] != f"edgeyolo {__version__}":
+        return f"{done}; C headers of {bundle.manifest['tool'][:40]} checked by hash only"
+    headers = header_files(program, plan, encode_images(program, plan), str(source.get("sha256")))
+    _check_same(bundle, {f"weights/headers/{name}": text.encode("ascii") for name, text in headers.items()})
+    return done
 
 
-def _oracle(bundle: Bundle, program: IntegerProgram, image: bytes) -> Contender:
+def _check_images(codes: BlobCodes, program: IntegerProgram) -> None:
+    for number, op in enumerate(program.ops):
+        parts: list[tuple[str, Codes, Codes, str]] = []
+        if isinstance(op, Conv):
+            blob = codes.convs[number]
+            parts.append(("weight", op.weight, blob.weight, "o, i, y, x"))
+            parts += [("bias", op.bias, blob.bias, "o"), ("shift", op.shift, blob.shift, "o")]
+        elif isinstance(op, Lookup):
+            parts.append(("table", op.table, codes.tables[number], "entry"))
+        for part, want, got, axes in parts:
+            if detail := first_difference(want, got, axes):
+                raise BundleError(
+                    "the weight images differ from the program", where=f"layer {number} {op.name}, {part}", got=detail
+                )
+
+
+def _check_same(bundle: Bundle, expected: dict[str, bytes]) -> None:
+    wrong = [name for name, data in expected.items() if bundle.read(name) != data]
+    if wrong:
+        raise BundleError("weight files differ from the program", where=bundle.path, got=", ".join(wrong[:20]))
+
+
+def _oracle(bundle: Bundle, program: IntegerProgram) -> Contender:
     """Open the QDQ file, and prove that the program is its lowering."""
-    model, _ = load_onnx(bundle.path / MODEL)
-    if encode_program(lower_fixed(model)) != image:
-        raise BundleError(f"{PROGRAM} is not what {MODEL} lowers to", where=bundle.path, hint="export the bundle again")
+    model, detector = load_onnx(bundle.path / MODEL)
+    try:
+        lowered = lower_fixed(model)
+    except EdgeYoloError:
+        raise
+    except Exception as error:  # a hostile graph can break anything that reads it
+        raise BundleError(f"{MODEL} cannot be lowered", where=bundle.path, got=repr(error)[:300]) from error
+    if encode_program(lowered) != encode_program(program):
+        raise BundleError(
+            f"{PROGRAM} is not what {MODEL} lowers to",
+            where=bundle.path,
+            got=_program_difference(lowered, program),
+            hint="export the bundle again",
+        )
+    if detector != bundle.detector:
+        raise BundleError(f"the manifest's detector is not that of {MODEL}", where=bundle.path, hint="export it again")
     oracle = Oracle(model)
     return lambda codes: oracle.layers(program, codes)
+
+
+def _program_difference(expected: IntegerProgram, got: IntegerProgram) -> str:
+    """The first record in which two programs differ."""
+    records = [("layer", expected.ops, got.ops), ("tensor", expected.tensors, got.tensors)]
+    for kind, wanted, present in records:
+        for number, (want, have) in enumerate(zip(wanted, present, strict=False)):
+            if type(want) is not type(have):
+                return f"{kind} {number} {want.name}: {type(have).__name__} instead of {type(want).__name__}"
+            for key in (item.name for item in fields(want)):
+                a, b = getattr(want, key), getattr(have, key)
+                if isinstance(a, np.ndarray):
+                    detail = first_difference(a, b, "o, i, y, x" if a.ndim == 4 else "o")
+                else:
+                    detail = None if a == b else f"{b} instead of {a}"
+                if detail:
+                    return f"{kind} {number} {want.name}, {key}: {detail}"
+    return f"{len(got.ops)} operations instead of {len(expected.ops)}, or other outputs"
 
 
 Job = tuple[str, Callable[[], Codes], Contender | None]
 
 
-def _golden(bundle: Bundle, program: IntegerProgram) -> list[Job]:
-    """The stored pictures; their layers are read when they are compared."""
-    count = len({name.split("/")[1] for name in bundle.names("golden/") if name.count("/") == 2})
-    if count > MAX_GOLDEN:
-        raise BundleError("too many golden pictures", where=bundle.path, got=count, allowed=MAX_GOLDEN)
-    return [_golden_job(bundle, program, number) for number in range(count)]
+def _golden(bundle: Bundle, program: IntegerProgram, *, compare: bool) -> list[Job]:
+    """The stored pictures; their layers are read when they are compared, if ``compare``."""
+    names, layers = bundle.names("golden/"), len(program.ops)
+    count = sum(name.endswith("/input.bin") for name in names)
+    if not names:
+        return []
+    complete = count <= MAX_GOLDEN and len(names) == 1 + count * (layers + 1)
+    if not complete or bundle.read(GOLDEN_INDEX) != golden_index(count, layers):
+        raise BundleError(
+            "the golden data does not have one file for every picture and layer, or its index is wrong",
+            where=bundle.path / GOLDEN_INDEX,
+            got=f"{len(names)} files, {count} inputs",
+            allowed=f"at most {MAX_GOLDEN} pictures of {layers} layers",
+        )
+    return [_golden_job(bundle, program, number, compare) for number in range(count)]
 
 
-def _golden_job(bundle: Bundle, program: IntegerProgram, number: int) -> Job:
+def _golden_job(bundle: Bundle, program: IntegerProgram, number: int, compare: bool) -> Job:
     def stored(tensor: int, part: str) -> Codes:
         shape, dtype = program.tensors[tensor].shape, program.tensors[tensor].qtype.dtype
         name = golden_name(number, part)
@@ -169,10 +255,18 @@ def _golden_job(bundle: Bundle, program: IntegerProgram, number: int) -> Job:
             raise BundleError("golden data has the wrong size", where=name, got=len(data), allowed=f"{shape} {dtype}")
         return np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype).reshape(shape)
 
+    def source() -> Codes:
+        codes, qtype = stored(program.input, "input"), program.tensors[program.input].qtype
+        if codes.min() < qtype.lo or codes.max() > qtype.hi:
+            raise BundleError(
+                "a golden input has codes out of range", where=golden_name(number, "input"), allowed=qtype
+            )
+        return codes
+
     def layers(_: Codes) -> list[Codes]:
         return [stored(op.output, f"{index:03d}") for index, op in enumerate(program.ops)]
 
-    return f"golden {number}", lambda: stored(program.input, "input"), layers
+    return f"golden {number}", source, layers if compare else None
 
 
 def _more(source: Path | None, program: IntegerProgram) -> Iterator[Job]:

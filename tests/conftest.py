@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tiny_models import good_bundle, tiny  # noqa: F401 - fixtures
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -36,8 +36,9 @@ def build(
         node.name = node.name or node.output[0] if named else ""
     model = ir.from_proto(proto)
     shape = [d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim]
-    heads = tuple(Head(value.name, "raw") for value in proto.graph.output)
-    write_detector(model, Detector("onnx", Preprocess(shape[3], shape[2], shape[1], scale=scale), heads))
+    if len(shape) == 4:
+        heads = tuple(Head(value.name, "raw") for value in proto.graph.output)
+        write_detector(model, Detector("onnx", Preprocess(shape[3], shape[2], shape[1], scale=scale), heads))
     return model
 
 

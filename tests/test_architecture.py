@@ -29,7 +29,7 @@ LAYERS = (
         *("agreement", "bundle", "detector", "draw", "images", "ort", "output", "packing", "postprocess", "profile"),
         *("program", "program_check", "program_image", "progress"),
     },
-    {"passes"},
+    {"passes", "datasets"},
     {"frontend", "compress", "train"},
     {"quant"},
     {"lower", "runners"},
@@ -40,6 +40,9 @@ LAYERS = (
 """Low to high. A module imports lower rows and its own sub-package; the modules of PEERS_ROW also one another."""
 
 PEERS_ROW = 2
+
+PLANNED = {"compress", "train", "datasets"}
+"""Rows may name these before they exist."""
 
 LOWERINGS = (
     {"fixed", "emit", "segments", "memory"},
@@ -134,7 +137,7 @@ def test_every_module_stands_in_exactly_one_layer():
     placed = [name for row in LAYERS for name in row]
     assert sorted(placed) == sorted(set(placed))
     assert units - set(placed) == set()
-    assert set(placed) - units <= {"compress", "train"}, "a row names a module that does not exist"
+    assert set(placed) - units <= PLANNED, "a row names a module that does not exist"
 
 
 def test_imports_point_downwards():

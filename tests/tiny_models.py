@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
-
-from edgeyolo.bundle import sha256
 
 SIZE = 64
 CLASSES = 2
@@ -151,25 +146,6 @@ def refusal(*arguments: object) -> str:
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file below ``folder`` with its content."""
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def edit_manifest(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change a bundle's manifest in place."""
-    path = bundle / "manifest.json"
-    manifest = json.loads(path.read_text("utf-8"))
-    change(manifest)
-    path.write_text(json.dumps(manifest), "utf-8")
-
-
-def repair(bundle: Path) -> None:
-    """Make sizes and hashes in the manifest true again, as an attacker would."""
-
-    def fix(manifest: dict[str, Any]) -> None:
-        for name, entry in manifest["files"].items():
-            data = (bundle / name).read_bytes()
-            entry.update(bytes=len(data), sha256=sha256(data))
-
-    edit_manifest(bundle, fix)
 
 
 @pytest.fixture(scope="session")

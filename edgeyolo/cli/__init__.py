@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from edgeyolo import __version__
-from edgeyolo.errors import EdgeYoloError
+from edgeyolo.errors import EdgeYoloError, printable
 
 COMMANDS = {
     "export": "turn a model into what a target needs",
@@ -39,7 +39,7 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except EdgeYoloError as error:
-            click.echo(f"error: {error}", err=True)
+            click.echo(f"error: {printable(str(error))}", err=True)
             ctx.exit(error.exit_code)
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("edgeyolo"):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from edgeyolo.export.fpga import FpgaResult
@@ -16,11 +17,18 @@ EPILOG = """\b
 Examples:
   edgeyolo export yolo.cfg --weights yolo.weights --calib pictures/ --target fpga --bits 4 -o out/fpga
   edgeyolo export yolo.cfg --weights yolo.weights --target onnx --decode --nms --dynamic-batch -o yolo.onnx
-  edgeyolo export model.onnx --calib list.txt --target fpga --keep first,head,depthwise=8 --layout tiled --format
-  bin,mem edgeyolo export model.onnx --calib pictures/ --target fpga --act-bits 16 --report --max-drop 0.1
+  edgeyolo export model.onnx --calib list.txt --target fpga --bits 4 --keep first,head,depthwise=8 --layout tiled
+  edgeyolo export model.onnx --calib pictures/ --target fpga --act-bits 16 --format bin,mem --report --max-drop 0.1
 
 Exit codes: 0 done, 2 bad input, 3 done but the agreement with the float model fell by more than --max-drop.
 """
+
+
+FPGA_ONLY = {
+    *("calib_limit", "bits", "act_bits", "keep", "granularity", "method", "equalise", "correct_bias", "board"),
+    *("layout", "formats", "golden", "max_drop", "report"),
+}
+ONNX_ONLY = {"dynamic_batch", "decode", "nms", "conf", "iou"}
 
 
 def _options(command: Any) -> Any:
@@ -74,6 +82,7 @@ def export(model: Path | None, **options: Any) -> None:
     from edgeyolo.progress import Log
 
     log = Log(quiet=options["as_json"])
+    _refuse_idle_options(options["target"], nms=options["nms"])
     if model is None:
         raise InputError(
             "no model given", allowed=".cfg (with --weights) or .onnx", hint="edgeyolo export MODEL --target fpga"
@@ -87,6 +96,21 @@ def export(model: Path | None, **options: Any) -> None:
         _fpga(model, output, options, log)
 
 
+def _refuse_idle_options(target: str, *, nms: bool) -> None:
+    """An option that was given and would do nothing is a mistake, not a detail."""
+    from edgeyolo.errors import InputError
+
+    context = click.get_current_context()
+    given = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    reasons = [(f"with --target {target}", FPGA_ONLY if target == "onnx" else ONNX_ONLY)]
+    if not nms:
+        reasons.append(("without --nms", {"conf", "iou"}))
+    for reason, names in reasons:
+        idle = [p.opts[0] for p in context.command.params if p.name in given & names]
+        if idle:
+            raise InputError(f"these options do nothing {reason}", got=", ".join(idle), hint="leave them out")
+
+
 def _load(model: Path, options: dict[str, Any], log: Log) -> Any:
     from edgeyolo.frontend import load_source
 
@@ -98,14 +122,13 @@ def _load(model: Path, options: dict[str, Any], log: Log) -> Any:
 
 
 def _onnx(model: Path, output: Path, options: dict[str, Any], log: Log) -> None:
-    from edgeyolo.errors import InputError
     from edgeyolo.export.float_onnx import export_onnx
     from edgeyolo.export.pictures import PictureSet
     from edgeyolo.export.prepare import PARITY_PICTURES, Stages, prepare
+    from edgeyolo.output import check_free_file
     from edgeyolo.passes.graph import read_detector
 
-    if output.exists() and not options["force"]:
-        raise InputError("the output file exists", where=output, hint="choose another one with -o, or add --force")
+    check_free_file(output, force=options["force"])
     source = _load(model, options, log)
     detector = read_detector(source.model)
     pictures = list(PictureSet.find(options["calib"], detector.preprocess, PARITY_PICTURES)) if options["calib"] else []
@@ -127,11 +150,6 @@ def _fpga(model: Path, output: Path, options: dict[str, Any], log: Log) -> None:
     from edgeyolo.output import check_free
     from edgeyolo.passes.graph import read_detector
 
-    unusable = [name for name in ("decode", "nms", "dynamic_batch") if options[name]]
-    if unusable:
-        raise InputError(
-            "the fpga target executes raw heads, one picture at a time", got=", ".join(f"--{n}" for n in unusable)
-        )  # fmt: skip
     request = FpgaRequest.of(output, options)
     check_free(output, force=request.force)
     if options["calib"] is None:
@@ -141,7 +159,8 @@ def _fpga(model: Path, output: Path, options: dict[str, Any], log: Log) -> None:
         pictures = PictureSet.find(options["calib"], read_detector(source.model).preprocess, options["calib_limit"])
         details.append(f"{len(pictures)} calibration pictures")
         if pictures.skipped:
-            log.warn(f"{len(pictures.skipped)} pictures do not decode, first {pictures.skipped[0][0]}")
+            path, reason = pictures.skipped[0]
+            log.warn(f"{len(pictures.skipped)} picture(s) skipped that do not decode, first {path}: {reason}")
     stages = Stages(options["save_stages"])
     ready, parities = prepare(
         source.model, list(pictures.spread(PARITY_PICTURES)), stages, log, simplified=options["simplify"]
@@ -149,7 +168,8 @@ def _fpga(model: Path, output: Path, options: dict[str, Any], log: Log) -> None:
     result = export_fpga(source, ready, parities, pictures, request, stages, log)
     _warn(result, log)
     if options["as_json"]:
-        click.echo(json.dumps({"output": str(output), **result.facts, "seconds": log.seconds}, indent=1))
+        extra = {"pictures": len(pictures), "skipped": [str(path) for path, _ in pictures.skipped], "lost": result.lost}
+        click.echo(json.dumps({"output": str(output), **result.facts, **extra, "seconds": log.seconds}, indent=1))
     else:
         from edgeyolo.export.tables import print_result
 
@@ -158,19 +178,19 @@ def _fpga(model: Path, output: Path, options: dict[str, Any], log: Log) -> None:
         raise AccuracyError(
             "the quantised model lost more agreement with the float model than allowed",
             where=f"{output} (written all the same)",
-            got=f"1 - F1 = {1 - result.agreement.f1:.3f}",
-            allowed=f"--max-drop {request.max_drop}",
+            got=result.agreement_text,
+            allowed=f"F1 of at least {1 - (request.max_drop or 0):g} (--max-drop {request.max_drop:g})",
             hint="more --bits, --granularity per-channel, or --keep first,head,depthwise=8",
         )
 
 
 def _warn(result: FpgaResult, log: Log) -> None:
     """Say it when the result no longer sees what the float model sees."""
+    figures = f"{result.agreement_text}, head SNR {result.snr_db:.1f} dB"
     if result.lost:
-        counts = result.agreement
         log.warn(
-            f"AGREEMENT WITH THE FLOAT MODEL IS LOST: F1 {counts.f1:.3f} on {result.pictures} pictures "
-            f"({counts.matched} detections matched, {counts.missed} missed, {counts.invented} invented), "
-            f"head SNR {result.snr_db:.1f} dB. This bundle does not detect what the model detects. "
+            f"AGREEMENT WITH THE FLOAT MODEL IS LOST: {figures}. This bundle does not compute what the model computes. "
             "Try more --bits, or --keep first,head,depthwise=8."
         )
+    elif not result.agreement.judged:
+        log.warn(f"there are no detections to compare: {figures}. Calibrate on pictures that show what it detects.")

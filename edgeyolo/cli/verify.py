@@ -58,6 +58,7 @@ def _print(verdict: Verdict, skip: tuple[str, ...]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from edgeyolo.errors import printable
     from edgeyolo.verify import CHECKS
 
     titles = {
@@ -65,22 +66,24 @@ def _print(verdict: Verdict, skip: tuple[str, ...]) -> None:
         "ort": "ONNX Runtime, optimisations off",
         "engine": "C engine, compiled here",
     }
-    table = Table(title="Python integers against, tolerance 0")
-    for column in ("contender", "elements", "differences"):
-        table.add_column(column, justify="left" if column == "contender" else "right")
+    table = Table(title="Equal to the Python integers? Tolerance 0")
+    for column in ("compared with", "elements", "differences"):
+        table.add_column(column, justify="left" if column == "compared with" else "right")
     for check in CHECKS:
         wrong = [d for d in verdict.differences if d.contender == check]
-        first = f"{len(wrong)} picture(s), first at layer {wrong[0].layer}" if wrong else "0"
+        first = f"{len(wrong)} picture(s), first at layer {printable(wrong[0].layer)}" if wrong else "0"
         compared = verdict.elements.get(check, 0)
-        table.add_row(titles[check], f"{compared:,}" if compared else "-", first if compared else "skipped")
-    console = Console(highlight=False)
+        missing = "skipped" if check in skip else "none stored"
+        table.add_row(titles[check], f"{compared:,}" if compared else "-", first if compared else missing)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(table)
     console.print(f"{verdict.layers} layers, {verdict.pictures} picture(s).")
-    console.print(
-        f"{verdict.float32_exact} of {verdict.convolutions} convolutions are exact in float32 for any input "
-        "(worst-case accumulator within 24 bits); the others were equal on these pictures."
-        if verdict.float32_exact < verdict.convolutions
-        else f"All {verdict.convolutions} convolutions are exact in float32 for any input (24-bit accumulators)."
-    )
+    exact, convolutions = verdict.float32_exact, verdict.convolutions
+    if exact == convolutions:
+        console.print(f"All {exact} convolutions are exact in float32 for any input (24-bit accumulators).")
+    else:
+        console.print(
+            f"{exact} of {convolutions} convolutions are exact in float32 for any input (24-bit accumulators)."
+        )
     if skip:
         console.print(f"Not checked: {', '.join(sorted(set(skip)))}.", style="yellow")

@@ -25,6 +25,7 @@ from edgeyolo.lower.fixed import lower_fixed
 from edgeyolo.lower.seed_v1 import write_seed_v1
 from edgeyolo.ort import model_bytes
 from edgeyolo.output import check_free, new_folder
+from edgeyolo.packing import LAYOUTS
 from edgeyolo.passes.dyadic_leaky import DyadicLeaky
 from edgeyolo.passes.graph import read_detector
 from edgeyolo.passes.pixel_input import PixelInput
@@ -41,9 +42,11 @@ from edgeyolo.quant.quantise import QuantResult, quantise
 
 LOST = 0.5
 """Below this agreement with the float model's detections the export warns: half of what a user sees has changed."""
+LOST_SNR_DB = 6.0
+"""Where there are no detections to compare: noise half as large as the heads' signal."""
 AGREEMENT_PICTURES = 64
 REPORT_PICTURES = 8
-SEED_V1 = "seed-v1"
+SEED_V1, SEED_V1_BITS = "seed-v1", 16
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,10 @@ class FpgaRequest:
     def of(cls, output: Path, options: dict[str, Any]) -> FpgaRequest:
         """Read the command line's options; what contradicts the board or is out of range is refused before any work."""
         profile = load_profile("fpga", options["board"])
-        granularity = options["granularity"] or max(profile.granularity, key=GRANULARITIES[::-1].index)
+        finest = (
+            "per-tensor" if options["layout"] == SEED_V1 else max(profile.granularity, key=GRANULARITIES[::-1].index)
+        )
+        granularity = options["granularity"] or finest
         config = QuantConfig(
             options["bits"], options["act_bits"], granularity, options["method"],
             tuple(keep for text in options["keep"] for keep in parse_keep(text)),
@@ -79,8 +85,13 @@ class FpgaRequest:
         )  # fmt: skip
         layout = options["layout"] or profile.layout
         formats = tuple(part.strip() for part in options["formats"].split(","))
-        if layout != SEED_V1:
+        if layout == SEED_V1:
+            _check_seed_v1(granularity, formats)
+        elif layout in LAYOUTS:
             BlobForm.of(profile, layout, formats)
+        else:
+            allowed = ", ".join((*LAYOUTS, SEED_V1))
+            raise InputError("unknown weight layout", where="--layout", got=layout, allowed=allowed)
         if options["golden"] < 0:
             raise InputError("the number of golden pictures is negative", where="--golden", got=options["golden"])
         drop = options["max_drop"]
@@ -108,11 +119,29 @@ class FpgaResult:
     @property
     def lost(self) -> bool:
         """Whether the integer program no longer sees what the float model sees."""
-        return self.agreement.f1 < LOST
+        return self.agreement.f1 < LOST if self.agreement.judged else self.snr_db < LOST_SNR_DB
 
     def lost_too_much(self, max_drop: float | None) -> bool:
-        """Whether the loss of agreement exceeds what the user allows."""
-        return max_drop is not None and 1 - self.agreement.f1 > max_drop
+        """Whether the loss of agreement exceeds what the user allows, or cannot be judged."""
+        return max_drop is not None and (not self.agreement.judged or 1 - self.agreement.f1 > max_drop)
+
+    @property
+    def agreement_text(self) -> str:
+        """The agreement in words and figures."""
+        return describe_agreement(self.agreement, self.pictures)
+
+
+def _check_seed_v1(granularity: str, formats: tuple[str, ...]) -> None:
+    """Refuse what that family of files has no place for, before any work."""
+    if granularity != "per-tensor":
+        raise InputError(
+            "layout seed-v1 has one weight exponent per layer", where="--granularity", got=granularity,
+            allowed="per-tensor",
+        )  # fmt: skip
+    if "bin" not in formats or not {"bin", "h"}.issuperset(formats):
+        raise InputError(
+            "layout seed-v1 consists of .bin files", where="--format", got=",".join(formats), allowed="bin"
+        )
 
 
 def export_fpga(
@@ -140,13 +169,17 @@ def export_fpga(
         sample = pictures.spread(AGREEMENT_PICTURES)
         agreement, snr = agree(model, quant.model, sample, log)
         layers = tuple(compare_layers(quant.reference, quant.model, quant.plan, pictures.spread(REPORT_PICTURES)))
-        details.append(f"agreement with float F1 {agreement.f1:.3f}, head SNR {snr:.1f} dB on {len(sample)} pictures")
+        details += [describe_agreement(agreement, len(sample)), f"head SNR {snr:.1f} dB"]
     ledger = {
         "parity": [asdict(p) for p in parities],
         "slopes": {str(k): v for k, v in slopes.items()},
         "refinement": [asdict(s) for s in quant.steps],
         "head_snr_db": round(snr, 3),
-        "agreement": {**asdict(agreement), "f1": round(agreement.f1, 6), "pictures": len(sample)},
+        "agreement": {
+            **asdict(agreement),
+            "f1": round(agreement.f1, 6) if agreement.judged else None,
+            "pictures": len(sample),
+        },
     }
     facts = _facts(source, program, request, ledger)
     with log.stage("write") as details, new_folder(request.output, force=request.force) as folder:
@@ -185,6 +218,14 @@ def _fixed_point_form(
             details.append(f"head SNR {snr:.1f} dB")
     stages.save("40-fixed-form", exact)
     return exact, leaky.changed, snr
+
+
+def describe_agreement(counts: Agreement, pictures: int) -> str:
+    """One line for people."""
+    if not counts.judged:
+        return f"neither model detects anything on {pictures} pictures"
+    found = f"{counts.matched} matched, {counts.missed} missed, {counts.invented} invented"
+    return f"F1 {counts.f1:.3f} on {pictures} pictures ({found})"
 
 
 def agree(reference: ir.Model, quantised: ir.Model, pictures: PictureSet, log: Log) -> tuple[Agreement, float]:
@@ -266,7 +307,7 @@ def _write(
     (folder / MODEL).write_bytes(model_bytes(model))
     (folder / PROGRAM).write_bytes(encode_program(program))
     if request.layout == SEED_V1:
-        seed = write_seed_v1(program, folder / "weights", stem=Path(facts["source"]["name"]).stem, bits=16)
+        seed = write_seed_v1(program, folder / "weights", stem=Path(facts["source"]["name"]).stem, bits=SEED_V1_BITS)
         facts = {**facts, "seed_v1": {"notes": list(seed.notes)}}
     else:
         write_blobs(

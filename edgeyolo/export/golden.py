@@ -41,13 +41,21 @@ class Oracle:
         return [answer[self._codes[name]][0] for name in names]
 
 
+GOLDEN_INDEX = "golden/index.txt"
+
+
 def golden_name(picture: int, part: str) -> str:
     """Where golden data stands in a bundle; ``part`` is ``input`` or the operation's three-digit index."""
     return f"golden/{picture:03d}/{part}.bin"
 
 
-def first_difference(expected: Codes, got: Codes) -> str | None:
-    """Where two arrays first differ, with both values, or None; the tolerance is 0."""
+def golden_index(pictures: int, operations: int) -> bytes:
+    """The content of ``golden/index.txt``, which the engine's self test reads."""
+    return f"EYGOLD1 {pictures} {operations}\n".encode("ascii")
+
+
+def first_difference(expected: Codes, got: Codes, axes: str = "c, y, x") -> str | None:
+    """Where two arrays first differ, with both values, or None; the tolerance is 0. ``axes`` names the dimensions."""
     if expected.shape != got.shape:
         return f"shape {got.shape} instead of {expected.shape}"
     wrong = expected.astype(np.int64) != got.astype(np.int64)
@@ -55,7 +63,7 @@ def first_difference(expected: Codes, got: Codes) -> str | None:
         return None
     first = tuple(int(i) for i in np.argwhere(wrong)[0])
     values = f"{expected[first]} expected, {got[first]} got"
-    return f"{int(wrong.sum())} of {wrong.size} elements differ, first at (c, y, x) = {first}: {values}"
+    return f"{int(wrong.sum())} of {wrong.size} elements differ, first at ({axes}) = {first}: {values}"
 
 
 def write_golden(program: IntegerProgram, model: ir.Model, pictures: Sequence[Pixels], folder: Path) -> int:
@@ -66,8 +74,7 @@ def write_golden(program: IntegerProgram, model: ir.Model, pictures: Sequence[Pi
     """
     oracle, compared = Oracle(model), 0
     (folder / "golden").mkdir()
-    head = f"EYGOLD1 {len(pictures)} {len(program.ops)}\n"
-    (folder / "golden" / "index.txt").write_text(head, encoding="ascii")
+    (folder / GOLDEN_INDEX).write_bytes(golden_index(len(pictures), len(program.ops)))
     for number, pixels in enumerate(pictures):
         codes = input_codes(program, pixels)
         layers = layer_codes(program, codes)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
+from rich import box
 from rich.table import Table
 
+from edgeyolo.errors import printable
 from edgeyolo.export.fpga import FpgaRequest, FpgaResult
 from edgeyolo.program import Conv
 from edgeyolo.progress import Log
@@ -23,19 +25,22 @@ def print_result(result: FpgaResult, request: FpgaRequest, log: Log, *, full: bo
     log.table(layer_table(layers, title))
     log.table(_refinements(result))
     log.table(_summary(result, request))
-    log.say(f"\nnext: edgeyolo verify {request.output}\n      make -C {request.output}/engine test")
+    pictures = "" if request.golden else " --pictures FOLDER"
+    log.say(f"\nnext: edgeyolo verify {request.output}{pictures}")
+    if request.golden:
+        log.say(f"      make -C {request.output}/engine test")
 
 
 def layer_table(layers: list[LayerReport], title: str) -> Table:
-    """One row a layer: type, exponent, SQNR, centred SNR, cosine, clipped and saturated shares."""
-    table = Table(title=title)
-    table.add_column("layer", overflow="fold")
-    for column in ("type", "frac", "SQNR dB", "SNR dB", "cosine", "clipped %", "saturated %"):
+    """One row a layer: type, exponent, SQNR, SNR (channel means removed), cosine, clipped and saturated shares."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("layer", overflow="fold", min_width=16)
+    for column in ("type", "frac", "SQNR dB", "SNR dB", "cosine", "clipped %", "limit %"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in layers:
         table.add_row(
-            row.name, row.qtype, str(row.frac), f"{row.sqnr_db:.1f}", f"{row.snr_db:.1f}", f"{row.cosine:.4f}",
-            f"{row.clipped * 100:.2f}", f"{row.saturated * 100:.2f}",
+            printable(row.name), row.qtype, str(row.frac), f"{row.sqnr_db:.1f}", f"{row.snr_db:.1f}",
+            f"{row.cosine:.4f}", f"{row.clipped * 100:.2f}", f"{row.saturated * 100:.2f}",
         )  # fmt: skip
     return table
 
@@ -50,7 +55,7 @@ def _refinements(result: FpgaResult) -> Table:
 
 
 def _summary(result: FpgaResult, request: FpgaRequest) -> Table:
-    facts, counts = result.facts["program"], result.agreement
+    facts = result.facts["program"]
     folders: Counter[str] = Counter()
     for name, size in result.files.items():
         folders[name.split("/")[0] + ("/" if "/" in name else "")] += size
@@ -67,9 +72,8 @@ def _summary(result: FpgaResult, request: FpgaRequest) -> Table:
         "exact in float32": f"{facts['float32_exact_layers']} of {facts['convolutions']} convolutions for any input",
         "activations": f"{facts['arena_bytes']:,} bytes at the peak",
         "head SNR": f"{result.snr_db:.1f} dB against float, channel means removed",
-        "same detections": f"F1 {counts.f1:.3f} on {result.pictures} pictures ({counts.matched} matched, "
-        f"{counts.missed} missed, {counts.invented} invented)",
-        "golden": f"{request.golden} picture(s), {result.compared:,} elements equal to ONNX Runtime's",
+        "same detections": result.agreement_text,
+        "golden": f"{result.compared:,} elements of every layer equal to ONNX Runtime's" if request.golden else "none",
         **{name: f"{size:,} bytes" for name, size in sorted(folders.items())},
     }
     for name, text in rows.items():

@@ -48,6 +48,8 @@ def load_onnx(path: Path, names: tuple[str, ...] = ()) -> tuple[ir.Model, Detect
         raise InputError("the model imports no standard operators", where=path)
     text = model.metadata_props.get(METADATA_KEY)
     detector = Detector.from_json(text) if text else _guess(model, path)
+    if names and detector.classes not in (0, len(names)):
+        raise InputError("wrong number of class names", where=path, got=len(names), allowed=detector.classes)
     if names:
         detector = dataclasses.replace(detector, names=names)
     write_detector(model, detector)

@@ -83,6 +83,7 @@ class FoldBatchNorm(ir.passes.InPlacePass):
         )
         if output.is_graph_output():
             output.name, conv.outputs[0].name = None, output.name
+            conv.outputs[0].type, conv.outputs[0].shape = output.type, output.shape
         ir.convenience.replace_all_uses_with(output, conv.outputs[0], replace_graph_outputs=True)
         graph.remove(node, safe=True)
 

@@ -2,7 +2,7 @@
 
 ``layers.17.conv`` stands for the exporter's ``/layers.17/conv/Conv_output_0``. A value is called after the module that
 computes it, with a number behind it only where that is not unique. Graph inputs, outputs and initializers keep their
-names.
+names. A node without a name of its own is called after its first output: every node can then be told by its name.
 """
 
 from __future__ import annotations
@@ -11,25 +11,21 @@ import onnx_ir as ir
 
 
 class LayerNames(ir.passes.InPlacePass):
-    """Rename what the TorchScript exporter named after module paths."""
+    """Rename what the TorchScript exporter named after module paths, and name the nodes that have no unique name."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rename in place."""
         fixed = {str(v.name) for v in (*model.graph.inputs, *model.graph.outputs)}
-        values = fixed | set(model.graph.initializers)
+        values = fixed | set(model.graph.initializers) | {str(v.name) for n in model.graph for v in n.outputs}
         nodes: set[str] = set()
-        modified = False
+        before = [node.name for node in model.graph]
         for node in model.graph:
             base = _short(node)
-            if base is None:
-                nodes.add(str(node.name))
-                continue
-            node.name = _unique(base, nodes)
-            for index, value in enumerate(node.outputs):
-                if str(value.name) not in fixed:
+            node.name = _unique(base or node.name or node.outputs[0].name or node.op_type, nodes)
+            for index, value in enumerate(node.outputs if base else ()):
+                if value.name and value.name not in fixed:  # an optional output that is absent has an empty name
                     value.name = _unique(node.name if index == 0 else f"{node.name}.{index}", values)
-            modified = True
-        return ir.passes.PassResult(model, modified=modified)
+        return ir.passes.PassResult(model, modified=before != [node.name for node in model.graph])
 
 
 def _short(node: ir.Node) -> str | None:

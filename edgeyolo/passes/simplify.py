@@ -19,6 +19,8 @@ from edgeyolo.ort import open_session, run
 
 SIMPLIFY_TOLERANCE = 1e-4
 """Relative to the largest output: constants are folded in float32 by another kernel, in another order of additions."""
+NEXT = "export with --no-simplify and report the model"
+_DIFFERENT = "the simplified model computes something else"
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,14 @@ def simplify(model: ir.Model) -> tuple[ir.Model, SimplifyReport]:
     """Return the simplified model and what changed. Metadata and opset stay.
 
     Raises:
-        EdgeYoloError: the simplified model computes something else.
+        EdgeYoloError: onnxsim fails, or the simplified model computes something else.
     """
     import onnxsim
 
-    simplified_proto, _ = onnxsim.simplify(ir.to_proto(model))
+    try:
+        simplified_proto, _ = onnxsim.simplify(ir.to_proto(model))
+    except Exception as error:  # onnxsim raises what its C++ part raises
+        raise EdgeYoloError("onnxsim cannot simplify the model", got=str(error)[:300], hint=NEXT) from error
     simplified = ir.from_proto(simplified_proto)
     simplified.metadata_props.update(model.metadata_props)
     common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(simplified)
@@ -62,15 +67,14 @@ def _difference(model: ir.Model, simplified: ir.Model) -> float:
     expected, got = (run(open_session(m, optimise=False), feeds) for m in (model, simplified))
     worst = 0.0
     for name, array in expected.items():
+        other = got.get(name)
+        if other is None or other.shape != array.shape or other.dtype != array.dtype:
+            what = "nothing" if other is None else f"{other.dtype} {other.shape}"
+            raise EdgeYoloError(_DIFFERENT, where=name, got=what, allowed=f"{array.dtype} {array.shape}", hint=NEXT)
         if array.dtype.kind != "f" or array.size == 0:
             continue
-        difference = float(np.abs(got[name] - array).max())
+        difference = float(np.abs(other - array).max())
         worst = max(worst, difference)
         if not difference <= SIMPLIFY_TOLERANCE * max(1.0, float(np.abs(array).max())):
-            raise EdgeYoloError(
-                "the simplified model computes something else",
-                where=name,
-                got=f"largest difference {difference:.3g}",
-                hint="export with --no-simplify and report the model",
-            )
+            raise EdgeYoloError(_DIFFERENT, where=name, got=f"largest difference {difference:.3g}", hint=NEXT)
     return worst

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edgeyolo.errors import InputError
@@ -12,6 +13,8 @@ METHODS = ("mse", "minmax", "percentile", "nearest", "kl")
 GRANULARITIES = ("per-channel", "per-tensor")
 WEIGHT_BITS = range(2, 9)
 ACT_BITS = range(4, 17)
+ROLES = ("first", "head", "last", "depthwise")
+"""What a layer can be chosen by besides its name; ``head`` and ``last`` mean the same."""
 _KEEP = re.compile(r"(.+)=(\d+)(?:/(\d+))?")
 
 
@@ -65,6 +68,16 @@ class QuantConfig:
             if keep.matches(name, roles):
                 weight, act = keep.weight_bits, keep.act_bits or act
         return weight, act
+
+    def check_names(self, roles: Mapping[str, frozenset[str]]) -> None:
+        """Raise InputError if an exception means none of these layers; a role that no layer plays is no mistake."""
+        for keep in self.keep:
+            if keep.pattern not in ROLES and not any(keep.matches(name, part) for name, part in roles.items()):
+                raise InputError(
+                    "--keep names a layer that is not in the model",
+                    got=keep.pattern,
+                    allowed=f"{', '.join(ROLES)}, or a pattern over {', '.join(list(roles)[:3])} ...",
+                )
 
 
 def parse_keep(text: str) -> tuple[Keep, ...]:

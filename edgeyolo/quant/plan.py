@@ -9,13 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from edgeyolo.errors import InputError
 from edgeyolo.passes.dyadic_leaky import dyadic
 from edgeyolo.passes.graph import constant, read_detector
 from edgeyolo.passes.pixel_input import PIXEL_SCALE
 from edgeyolo.qtype import QType, TensorQuant
 from edgeyolo.quant.config import QuantConfig
-from edgeyolo.quant.observers import Histogram, choose_frac
-from edgeyolo.quant.sites import ELEMENTWISE, FUSING, Site, find_sites, fused_activation
+from edgeyolo.quant.observers import FRAC_LIMIT, Histogram, choose_frac
+from edgeyolo.quant.sites import ELEMENTWISE, FUSING, MOVES, Site, find_sites, fused_activation
 
 EXACT_BITS = 24
 """float32 represents every integer up to 2**24: accumulators within it are exact in ONNX Runtime, the oracle."""
@@ -23,7 +24,7 @@ TABLE_BITS = 8
 """Widest input of an activation table: 256 entries."""
 MAX_RIGHT_SHIFT = 31
 BIAS_LIMIT = 1 << 23
-"""A bias code stays below half the exact range, so that a nearly dead channel cannot claim an absurd exponent."""
+"""A bias code (times the slope's numerator) stays below half the exact range; a nearly dead channel claims no more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +63,15 @@ class Plan:
         return np.clip(codes, -limit, limit).astype(np.int32), frac
 
 
-def conv_roles(model: ir.Model, sites: dict[str, Site]) -> dict[str, frozenset[str]]:
-    """Which of ``first``, ``head``, ``depthwise`` each Conv is, by node name."""
+def conv_roles(model: ir.Model) -> dict[str, frozenset[str]]:
+    """Which of ``first``, ``head``, ``depthwise`` each Conv is, by node name; moving data does not change that."""
+    pixels, heads = {str(model.graph.inputs[0].name)}, {str(v.name) for v in model.graph.outputs}
+    for node in model.graph:
+        if node.op_type in MOVES | {"Concat"} and node.inputs[0] is not None and node.inputs[0].name in pixels:
+            pixels.update(str(v.name) for v in node.outputs)
+    for node in reversed(model.graph):
+        if node.op_type in MOVES and node.inputs[0] is not None and any(v.name in heads for v in node.outputs):
+            heads.add(str(node.inputs[0].name))
     roles: dict[str, frozenset[str]] = {}
     for node in model.graph:
         if node.op_type != "Conv":
@@ -71,9 +79,9 @@ def conv_roles(model: ir.Model, sites: dict[str, Site]) -> dict[str, frozenset[s
         weight, source = constant(node.inputs[1]), node.inputs[0]
         groups = node.attributes["group"].as_int() if "group" in node.attributes else 1
         found = set()
-        if source is not None and source.is_graph_input():
+        if source is not None and source.name in pixels:
             found.add("first")
-        if sites[result_of(node)].head:
+        if result_of(node) in heads:
             found |= {"head", "last"}
         if weight is not None and groups > 1 and weight.shape[1] == 1:
             found.add("depthwise")
@@ -100,28 +108,34 @@ def quantise_weights(
     fracs = []
     for group in groups:
         flat = group.ravel().astype(np.float64)
-        fracs.append(choose_frac(flat, np.ones_like(flat), replace(qtype, axis=None), method))
+        # A channel of zeros passes its bias on: the finest exponent, which _limit_shifts fits to the bias.
+        frac = choose_frac(flat, np.ones_like(flat), replace(qtype, axis=None), method) if flat.any() else FRAC_LIMIT
+        fracs.append(frac)
     quant = TensorQuant.pow2(qtype, np.array(fracs if qtype.axis == 0 else fracs[0]))
     return quant.quantise(weight).astype(np.int8), quant
 
 
 def make_plan(model: ir.Model, histograms: dict[str, Histogram], config: QuantConfig) -> Plan:
-    """Choose every exponent. ``histograms`` has one entry per free site (see calibrate.py)."""
+    """Choose every exponent. ``histograms`` has one entry per free site (see calibrate.py).
+
+    Raises InputError if ``config.keep`` names a layer that is not there, or two convolutions share a name.
+    """
     sites = find_sites(model)
-    roles = conv_roles(model, sites)
+    roles = conv_roles(model)
+    config.check_names(roles)
     weights: dict[str, WeightQuant] = {}
     act_bits: dict[str, int] = {}
     for node in model.graph:
-        if node.op_type != "Conv" or constant(node.inputs[1]) is None:
+        weight, bias = constants(node)
+        if weight is None:
             continue
-        weight = constant(node.inputs[1])
-        bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-        assert weight is not None
+        if str(node.name) in weights:
+            raise InputError("two layers have the same name", got=node.name, hint="run the layer_names pass first")
         bits, act_bits[result_of(node)] = config.layer_bits(str(node.name), roles[str(node.name)])
         codes, quant = quantise_weights(weight, bits, config)
         real_bias = np.zeros(len(weight)) if bias is None else bias.astype(np.float64)
         weights[str(node.name)] = WeightQuant(codes, quant, real_bias)
-    limits = _exact_limits(model, weights)
+    limits = _exact_limits(model, sites, weights)
     acts: dict[str, TensorQuant] = {}
     for name, site in sites.items():
         if site.same_as is not None:
@@ -136,8 +150,17 @@ def make_plan(model: ir.Model, histograms: dict[str, Histogram], config: QuantCo
     return _limit_shifts(model, Plan(sites, weights, acts))
 
 
-def _exact_limits(model: ir.Model, weights: dict[str, WeightQuant]) -> dict[str, int]:
-    """Per value, the most bits with which every reader stays exact: accumulators in 24 bits, table inputs in 8."""
+def constants(conv: ir.Node) -> tuple[npt.NDArray[Any] | None, npt.NDArray[Any] | None]:
+    """(weights, bias or None) of a Conv; (None, None) of other nodes, and where weights or bias are computed."""
+    if conv.op_type != "Conv":
+        return None, None
+    weight, bias = (constant(v) for v in (*conv.inputs[1:3], None)[:2])
+    computed = len(conv.inputs) > 2 and conv.inputs[2] is not None and bias is None
+    return (None, None) if computed else (weight, bias)
+
+
+def _exact_limits(model: ir.Model, sites: dict[str, Site], weights: dict[str, WeightQuant]) -> dict[str, int]:
+    """Per site, the most bits with which every reader stays exact: accumulators in 24 bits, table inputs in 8."""
     limits = {str(v.name): TABLE_BITS for n in model.graph if is_table(n) for v in n.inputs if v is not None}
     for node in model.graph:
         if str(node.name) not in weights or node.op_type != "Conv":
@@ -147,17 +170,19 @@ def _exact_limits(model: ir.Model, weights: dict[str, WeightQuant]) -> dict[str,
         # One bit for the bias; the leaky slope's numerator multiplies the accumulator.
         spare = EXACT_BITS - 1 - max(total * leaky_numerator(node), 1).bit_length()
         assert node.inputs[0] is not None
-        value: ir.Value | None = node.inputs[0]
-        while value is not None:
-            limits[str(value.name)] = min(limits.get(str(value.name), 16), spare + 1)
-            producer = value.producer()
-            value = producer.inputs[0] if producer is not None and producer.op_type in ("MaxPool", "Resize") else None
+        read = str(node.inputs[0].name)
+        limits[read] = min(limits.get(read, 16), spare + 1)
+    for name, site in reversed(sites.items()):
+        if site.same_as is not None and name in limits:
+            limits[site.same_as] = min(limits.get(site.same_as, 16), limits[name])
     return limits
 
 
 def is_table(node: ir.Node) -> bool:
     """Whether ``node`` is part of an activation table: element-wise, and not fused to the operation in front of it."""
-    if node.op_type not in ELEMENTWISE or node.op_type == "Add":
+    if node.op_type not in ELEMENTWISE:
+        return False
+    if node.op_type == "Add" and all(constant(value) is None for value in node.inputs):
         return False
     producer = node.inputs[0].producer() if node.inputs[0] is not None else None
     return producer is None or producer.op_type not in FUSING or fused_activation(producer) is not node
@@ -168,11 +193,15 @@ def leaky_numerator(conv: ir.Node) -> int:
     activation = fused_activation(conv)
     if activation is None or activation.op_type != "LeakyRelu":
         return 1
-    return max(1, abs(dyadic(activation.attributes["alpha"].as_float())[0]))
+    alpha = activation.attributes["alpha"].as_float() if "alpha" in activation.attributes else 0.01
+    return max(1, abs(dyadic(alpha)[0]))
 
 
 def _share_concat_exponents(model: ir.Model, sites: dict[str, Site], acts: dict[str, TensorQuant]) -> None:
-    """Where a Concat is the only reader, its input takes the Concat's own exponent: one rounding less, at no cost."""
+    """Where a Concat is the only reader, its input takes the Concat's own exponent: one rounding less, at no cost.
+
+    An input that was given fewer bits than the Concat keeps them.
+    """
     for node in reversed(list(model.graph)):
         if node.op_type != "Concat":
             continue
@@ -180,7 +209,7 @@ def _share_concat_exponents(model: ir.Model, sites: dict[str, Site], acts: dict[
         for start in node.inputs:
             value = start
             chain: list[str] = []
-            while value is not None and len(value.uses()) == 1 and not value.is_graph_output():
+            while value is not None and _has_one_reader(value):
                 chain.append(str(value.name))
                 site = sites.get(str(value.name))
                 if site is None or site.same_as is None:
@@ -189,8 +218,16 @@ def _share_concat_exponents(model: ir.Model, sites: dict[str, Site], acts: dict[
                 value = producer.inputs[0] if producer is not None else None
             else:
                 continue  # somebody else reads it: it keeps the exponent that suits both
-            if chain[-1] in sites and sites[chain[-1]].same_as is None and not value.is_graph_input():
+            free = chain[-1] in sites and sites[chain[-1]].same_as is None and not value.is_graph_input()
+            if free and acts[chain[-1]].qtype.bits >= target.qtype.bits:
                 acts.update(dict.fromkeys(chain, target))
+
+
+def _has_one_reader(value: ir.Value) -> bool:
+    """Whether one node alone reads this value, and its producer computes no other (as Split does)."""
+    producer = value.producer()
+    siblings = producer.outputs if producer is not None else ()
+    return len(value.uses()) == 1 and not value.is_graph_output() and len(siblings) < 2
 
 
 def _limit_shifts(model: ir.Model, plan: Plan) -> Plan:
@@ -201,7 +238,8 @@ def _limit_shifts(model: ir.Model, plan: Plan) -> Plan:
             continue
         weight = weights[str(node.name)]
         fx, fy = int(plan.input_of(node).frac), int(plan.acts[result_of(node)].frac)
-        top = np.floor(np.log2(BIAS_LIMIT / np.maximum(np.abs(weight.bias), 1e-30))).astype(np.int64) - fx
+        limit = BIAS_LIMIT / leaky_numerator(node)
+        top = np.floor(np.log2(limit / np.maximum(np.abs(weight.bias), 1e-30))).astype(np.int64) - fx
         if weight.quant.qtype.axis is None:
             top = top.min()
         slack = MAX_RIGHT_SHIFT - 7  # the slope's denominator shares the shifter

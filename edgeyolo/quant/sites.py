@@ -48,9 +48,16 @@ def fused_activation(node: ir.Node) -> ir.Node | None:
     reader: ir.Node = uses[0].node
     if reader.op_type not in FUSED or reader.inputs[0] is not value:
         return None
-    if reader.op_type == "Clip" and any(constant(v) is None for v in reader.inputs[1:] if v is not None):
+    if reader.op_type == "Clip" and not _has_constant_bounds(reader):
         return None
     return reader
+
+
+def _has_constant_bounds(clip: ir.Node) -> bool:
+    """Whether a Clip's bounds are constant inputs; before opset 11 they were attributes, which makes it a table."""
+    if "min" in clip.attributes or "max" in clip.attributes:
+        return False
+    return all(constant(v) is not None for v in clip.inputs[1:] if v is not None)
 
 
 def find_sites(model: ir.Model) -> dict[str, Site]:

@@ -47,7 +47,7 @@ class Step:
             low, high = (constant(v) if v is not None else None for v in (*self.activation.inputs[1:3], None, None)[:2])
             clipped: Float32 = np.clip(value, low, high)
             return clipped
-        active: Float32 = np.maximum(value, value * np.float32(self._alpha()))
+        active: Float32 = np.where(value > 0, value, value * np.float32(self._alpha()))
         return active
 
     def slope(self, value: Float32) -> Float32:

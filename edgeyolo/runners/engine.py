@@ -87,10 +87,12 @@ def is_own_engine(sources: Path) -> bool:
     Only then is it safe to compile and run them without asking: a stranger's bundle may hold any program.
     """
     own = {item.name: item.read_bytes() for item in files("edgeyolo.targets.engine").iterdir() if _is_c(item.name)}
-    theirs = (
-        {path.name: path.read_bytes() for path in sources.iterdir() if _is_c(path.name)} if sources.is_dir() else {}
+    theirs = {path.name: path for path in sources.iterdir() if _is_c(path.name)} if sources.is_dir() else {}
+    # The size comes first: what is read is as long as our own file, and a plain file.
+    return own.keys() == theirs.keys() and all(
+        path.is_file() and path.stat().st_size == len(own[name]) and path.read_bytes() == own[name]
+        for name, path in theirs.items()
     )
-    return own == theirs
 
 
 def _is_c(name: str) -> bool:

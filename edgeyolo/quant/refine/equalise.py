@@ -4,13 +4,14 @@ LeakyRelu and Relu commute with positive factors, so for any s > 0 per channel
 
     W2 act(W1 x + b1) = (W2 * s) act((W1 x + b1) / s)
 
-s is the geometric balance of what shares one exponent: the activation's channel range a (always), the first layer's
-rows r1 when weights have one exponent per tensor, and the second layer's columns r2 (for a depthwise second layer
-with
-per-channel weights, its columns are its rows and scale for free):
+s is the geometric balance of what shares one exponent: the activation's channel ranges a (always), the first layer's
+rows r1 where its weights have one exponent per tensor, and the second layer's columns c2, except where that is
+grouped and has an exponent per output channel, for then its columns scale for free:
 
-    s_c = (r1_c * a_c / ...)  with every term relative to its tensor's largest, a counted always,  s normalised to max
-    a s = a
+    s = sqrt(a / c2)    per channel                       s = a    where c2 is free
+    s = sqrt(sqrt(a r1) / c2)    per tensor
+
+with every term relative to its largest; s is then divided by its geometric mean and limited.
 
 Source: Nagel et al. (2019), section 4.1, with the activation range as one more term; weights alone can ruin
 activations.
@@ -104,5 +105,5 @@ def _columns(weight: Float64, groups: int) -> Float64:
 
 
 def _relative(ranges: Float64) -> Float64:
-    relative: Float64 = np.maximum(ranges / ranges.max(), 1e-6)
+    relative: Float64 = np.maximum(ranges / max(ranges.max(), 1e-30), 1e-6)
     return relative
