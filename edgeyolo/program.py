@@ -20,6 +20,8 @@ Int16 = npt.NDArray[np.int16]
 Int32 = npt.NDArray[np.int32]
 Pair = tuple[int, int]
 
+EXACT_BITS = 24
+"""float32 represents every integer up to 2**24: sums within it are exact in ONNX Runtime, the oracle."""
 MAX_INPUTS = 8
 MAX_SHIFT = 31
 MAX_ALIGN = 16
@@ -181,3 +183,9 @@ def accumulator_bound(weight: Int8, bias: Int32, qtype: QType) -> int:
     total = np.abs(weight.reshape(len(weight), -1).astype(np.int64)).sum(axis=1)
     bound = total * max(-qtype.lo, qtype.hi) + np.abs(bias.astype(np.int64))
     return int(bound.max())
+
+
+def is_float32_exact(op: Conv, qtype: QType) -> bool:
+    """Whether float32 computes ``op`` exactly for any input of ``qtype``: its sums, and these times the slope."""
+    slope = max(1, abs(op.leaky[0])) if op.leaky else 1
+    return accumulator_bound(op.weight, op.bias, qtype) * slope <= 1 << EXACT_BITS

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from edgeyolo.bundle import PROGRAM, Bundle, sha256
-from edgeyolo.export.fpga import SEED_V1, SEED_V1_BITS, program_facts
 from edgeyolo.lower.blobs import write_blobs
-from edgeyolo.lower.seed_v1 import write_seed_v1
+from edgeyolo.lower.seed_v1 import SEED_V1, SEED_V1_BITS, write_seed_v1
 from edgeyolo.profile import load_profile
 from edgeyolo.program import Conv, IntegerProgram
+from edgeyolo.program_facts import program_facts
 from edgeyolo.program_image import decode_program, encode_program
 
 

@@ -12,7 +12,8 @@ import onnx_ir as ir
 from onnx import numpy_helper, parser
 
 from edgeyolo.detector import Detector, Head, Preprocess
-from edgeyolo.export.golden import Oracle, layer_codes
+from edgeyolo.export.golden import layer_codes
+from edgeyolo.export.oracle import Oracle
 from edgeyolo.lower.fixed import lower_fixed
 from edgeyolo.ort import open_session, run
 from edgeyolo.passes.graph import write_detector
@@ -22,12 +23,18 @@ Array = npt.NDArray[Any]
 
 
 def build(
-    text: str, arrays: Mapping[str, Any] | None = None, *, opset: int = 17, named: bool = True, scale: float = 1 / 256
+    text: str,
+    arrays: Mapping[str, Any] | None = None,
+    *,
+    opset: int = 17,
+    named: bool = True,
+    scale: float = 1 / 256,
+    facts: bool = True,
 ) -> ir.Model:
     """A float model from ``(float[1,3,8,8] images) => (float[1,4,8,8] head) { c = Conv(images, w) ... }``.
 
     ``arrays`` become initializers; a node is called after its first output; the detector's facts follow from the
-    shapes, with raw heads and ``scale``.
+    shapes, with raw heads and ``scale``, unless ``facts`` is false.
     """
     proto = parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]> g {text}')
     initializers = [numpy_helper.from_array(_array(v), name) for name, v in (arrays or {}).items()]
@@ -36,7 +43,7 @@ def build(
         node.name = node.name or node.output[0] if named else ""
     model = ir.from_proto(proto)
     shape = [d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim]
-    if len(shape) == 4:
+    if len(shape) == 4 and facts:
         heads = tuple(Head(value.name, "raw") for value in proto.graph.output)
         write_detector(model, Detector("onnx", Preprocess(shape[3], shape[2], shape[1], scale=scale), heads))
     return model
@@ -110,7 +117,9 @@ class Qdq:
         head = ", ".join(f"float[1,C{i},H{i},W{i}] {name}" for i, name in enumerate(results))
         images = ",".join(map(str, self.shape))
         body = "\n".join(self.lines)
-        return build(f"(float[{images}] images) => ({head}) {{ {body} }}", self.arrays, opset=opset, named=False)
+        return build(
+            f"(float[{images}] images) => ({head}) {{ {body} }}", self.arrays, opset=opset, named=False, facts=False
+        )
 
 
 def codes8(seed: int, *shape: int, bits: int = 8) -> npt.NDArray[np.int8]:
@@ -135,3 +144,33 @@ def assert_equals_ort(model: ir.Model, runs: int = 3) -> IntegerProgram:
 def check_proto(model: ir.Model) -> None:
     """ONNX's own checker accepts the model."""
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
+
+
+NET = """(float[1,3,16,16] images) => (float[1,6,4,4] head1, float[1,5,8,8] head2) {
+    c0 = Conv<pads=[1,1,1,1], strides=[2,2]>(images, w0, b0)
+    a0 = LeakyRelu<alpha=0.1015625>(c0)
+    c1 = Conv<pads=[1,1,1,1], group=8>(a0, w1, b1)
+    a1 = Relu(c1)
+    c2 = Conv(a1, w2)
+    s2 = Sigmoid(c2)
+    m2 = Mul(c2, s2)
+    r = Add(a0, m2)
+    p = MaxPool<kernel_shape=[2,2], strides=[2,2]>(r)
+    c3 = Conv(p, w3, b3)
+    a3 = LeakyRelu<alpha=0.1015625>(c3)
+    u = Resize<mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor">(a3, , up)
+    cat = Concat<axis=1>(u, r)
+    head2 = Conv(cat, w4, b4)
+    head1 = Conv(a3, w5, b5)
+}"""
+SHAPES = [(8, 3, 3, 3), (8, 1, 3, 3), (8, 8, 1, 1), (8, 8, 1, 1), (5, 16, 1, 1), (6, 8, 1, 1)]
+ARRAYS: dict[str, Array] = {
+    **{f"w{i}": normal(i, *shape, gain=1.5) for i, shape in enumerate(SHAPES)},
+    **{f"b{i}": normal(10 + i, shape[0]) for i, shape in enumerate(SHAPES)},
+    "up": np.array([1, 1, 2, 2], np.float32),
+}
+
+
+def net(arrays: Mapping[str, Any] | None = None, *, named: bool = True) -> ir.Model:
+    """Every operation: dense, depthwise and point convolutions, SiLU, residual, pool, upsample, concat, two heads."""
+    return build(NET, {**ARRAYS, **(arrays or {})}, named=named)

@@ -27,21 +27,21 @@ LAYERS = (
     {"qtype"},
     {
         *("agreement", "bundle", "detector", "draw", "images", "ort", "output", "packing", "postprocess", "profile"),
-        *("program", "program_check", "program_image", "progress"),
+        *("program", "program_check", "program_facts", "program_image", "progress"),
     },
     {"passes", "datasets"},
     {"frontend", "compress", "train"},
     {"quant"},
     {"lower", "runners"},
     {"export", "bench"},
-    {"verify"},
+    {"verify", "evaluate"},
     {"cli"},
 )
 """Low to high. A module imports lower rows and its own sub-package; the modules of PEERS_ROW also one another."""
 
 PEERS_ROW = 2
 
-PLANNED = {"compress", "train", "datasets"}
+PLANNED = {"compress", "train"}
 """Rows may name these before they exist."""
 
 LOWERINGS = (
@@ -192,7 +192,7 @@ def test_torch_is_imported_in_its_homes_only():
     assert [m for m in users if not _may_use_torch(m)] == []
 
 
-def test_torch_onnx_is_used_in_one_file():
+def test_torch_onnx_is_used_in_the_front_ends_only():
     users = {
         module
         for module, path in MODULES.items()
@@ -201,7 +201,8 @@ def test_torch_onnx_is_used_in_one_file():
         or (isinstance(node, ast.ImportFrom | ast.Import) and any(t.startswith("torch.onnx") for t in _targets(node)))
         or (isinstance(node, ast.ImportFrom) and node.module == "torch" and any(a.name == "onnx" for a in node.names))
     }
-    assert users == {"edgeyolo.frontend.torch_export"}
+    assert "edgeyolo.frontend.torch_export" in users
+    assert all(module.startswith("edgeyolo.frontend.") for module in users), users
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if not _may_use_torch(m)])

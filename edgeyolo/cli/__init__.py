@@ -14,6 +14,7 @@ COMMANDS = {
     "export": "turn a model into what a target needs",
     "verify": "prove that a bundle computes what it should, everywhere",
     "detect": "run a model or bundle on pictures",
+    "eval": "score a model on a labelled data set",
     "info": "print a model's layers, parameters and sizes",
 }
 """Every command and its line in the help; ``edgeyolo.cli.<name>`` has a click command of the same name."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ from edgeyolo.agreement import Agreement
 from edgeyolo.bundle import MODEL, PROGRAM, write_manifest
 from edgeyolo.errors import InputError, UnsupportedError
 from edgeyolo.export.golden import write_golden
+from edgeyolo.export.oracle import Oracle
 from edgeyolo.export.pictures import PictureSet
 from edgeyolo.export.prepare import Parity, Stages
 from edgeyolo.frontend import Source
 from edgeyolo.lower.blob_index import BlobForm
 from edgeyolo.lower.blobs import write_blobs
 from edgeyolo.lower.fixed import lower_fixed
-from edgeyolo.lower.seed_v1 import write_seed_v1
+from edgeyolo.lower.seed_v1 import SEED_V1, SEED_V1_BITS, write_seed_v1
 from edgeyolo.ort import model_bytes
 from edgeyolo.output import check_free, new_folder
 from edgeyolo.packing import LAYOUTS
@@ -31,13 +32,13 @@ from edgeyolo.passes.graph import read_detector
 from edgeyolo.passes.pixel_input import PixelInput
 from edgeyolo.postprocess import detect
 from edgeyolo.profile import TargetProfile, check_program, load_profile
-from edgeyolo.program import Conv, IntegerProgram, Op, accumulator_bound, op_inputs
+from edgeyolo.program import IntegerProgram
+from edgeyolo.program_facts import program_facts
 from edgeyolo.program_image import encode_program
 from edgeyolo.progress import Log
 from edgeyolo.quant.calibrate import copy_model, run_pictures
 from edgeyolo.quant.compare import HeadSnr, LayerReport, compare_layers, head_snr
 from edgeyolo.quant.config import GRANULARITIES, QuantConfig, parse_keep
-from edgeyolo.quant.plan import EXACT_BITS
 from edgeyolo.quant.quantise import QuantResult, quantise
 
 LOST = 0.5
@@ -46,7 +47,6 @@ LOST_SNR_DB = 6.0
 """Where there are no detections to compare: noise half as large as the heads' signal."""
 AGREEMENT_PICTURES = 64
 REPORT_PICTURES = 8
-SEED_V1, SEED_V1_BITS = "seed-v1", 16
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ def _fixed_point_form(
 def describe_agreement(counts: Agreement, pictures: int) -> str:
     """One line for people."""
     if not counts.judged:
-        return f"neither model detects anything on {pictures} pictures"
+        return f"no detections to compare on {pictures} pictures"
     found = f"{counts.matched} matched, {counts.missed} missed, {counts.invented} invented"
     return f"F1 {counts.f1:.3f} on {pictures} pictures ({found})"
 
@@ -258,47 +258,6 @@ def _facts(source: Source, program: IntegerProgram, request: FpgaRequest, ledger
     }
 
 
-def program_facts(program: IntegerProgram) -> dict[str, Any]:
-    """What the manifest repeats of the program, for people and for hardware that does not read program images."""
-    convs = [op for op in program.ops if isinstance(op, Conv)]
-    bounds = [_bound(program, op) for op in convs]
-    bits = Counter[int]()
-    for op in convs:
-        bits[op.weight_type.bits] += op.weight.size
-    return {
-        "tensors": [
-            {
-                "name": t.name, "shape": list(t.shape), "layout": "CHW", "dtype": str(t.qtype.dtype),
-                "qtype": str(t.qtype), "frac": t.frac, "offset": t.offset,
-            }
-            for t in program.tensors
-        ],
-        "operations": [_operation(program, op) for op in program.ops],
-        "program": {
-            "operations": len(program.ops),
-            "input": program.tensors[program.input].name,
-            "outputs": [program.tensors[i].name for i in program.outputs],
-            "arena_bytes": program.arena_bytes,
-            "accumulator_bits": max((b.bit_length() + 1 for b in bounds), default=0),
-            "float32_exact_layers": sum(b <= 1 << EXACT_BITS for b in bounds),
-            "convolutions": len(convs),
-        },
-        "weight_bits": {str(k): n for k, n in sorted(bits.items())},
-    }  # fmt: skip
-
-
-def _bound(program: IntegerProgram, op: Conv) -> int:
-    return accumulator_bound(op.weight, op.bias, program.tensors[op.input].qtype)
-
-
-def _operation(program: IntegerProgram, op: Op) -> dict[str, Any]:
-    """The manifest's row of one operation; tensors are given by index."""
-    row = {"name": op.name, "kind": type(op).__name__, "inputs": list(op_inputs(op)), "output": op.output}
-    if isinstance(op, Conv):
-        row |= {"weights": str(op.weight_type), "accumulator_bits": _bound(program, op).bit_length() + 1}
-    return row
-
-
 def _write(
     folder: Path, model: ir.Model, program: IntegerProgram, pictures: PictureSet, request: FpgaRequest,
     facts: dict[str, Any], layers: tuple[LayerReport, ...],
@@ -321,7 +280,8 @@ def _write(
             (engine / item.name).write_bytes(item.read_bytes())
     compared = 0
     if request.golden:
-        compared = write_golden(program, model, list(pictures.spread(request.golden)), folder)
+        oracle = partial(Oracle(model).layers, program)
+        compared = write_golden(program, oracle, list(pictures.spread(request.golden)), folder)
     report = [layer.to_json() for layer in layers]
     (folder / "report.json").write_text(json.dumps(report, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     assert program.detector is not None

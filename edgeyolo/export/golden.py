@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 
 from edgeyolo.errors import DifferenceError
 from edgeyolo.images import Pixels
-from edgeyolo.lower.fixed import tensor_name
-from edgeyolo.ort import model_bytes, open_session, run
 from edgeyolo.program import IntegerProgram
-from edgeyolo.qtype import TensorQuant
-from edgeyolo.quant.calibrate import with_outputs
 from edgeyolo.runners.integer import Codes, input_codes, run_integer
 
 
@@ -25,22 +20,8 @@ def layer_codes(program: IntegerProgram, codes: Codes) -> list[Codes]:
     return layers
 
 
-class Oracle:
-    """ONNX Runtime, graph optimisations off, on the QDQ file."""
-
-    def __init__(self, model: ir.Model) -> None:
-        quantisers = [n for n in model.graph if n.op_type == "QuantizeLinear"]
-        self._codes = {tensor_name(n): str(n.outputs[0].name) for n in quantisers}
-        self._session = open_session(model_bytes(with_outputs(model, self._codes.values())), optimise=False)
-
-    def layers(self, program: IntegerProgram, codes: Codes) -> list[Codes]:
-        """The output codes of every operation of ``program``, lowered from this model, for its input codes."""
-        source = program.tensors[program.input]
-        answer = run(self._session, TensorQuant.pow2(source.qtype, source.frac).dequantise(codes)[None])
-        names = [program.tensors[op.output].name for op in program.ops]
-        return [answer[self._codes[name]][0] for name in names]
-
-
+Contender = Callable[[Codes], list[Codes]]
+"""Whatever computes the output codes of every operation from input codes."""
 GOLDEN_INDEX = "golden/index.txt"
 
 
@@ -66,13 +47,16 @@ def first_difference(expected: Codes, got: Codes, axes: str = "c, y, x") -> str 
     return f"{int(wrong.sum())} of {wrong.size} elements differ, first at ({axes}) = {first}: {values}"
 
 
-def write_golden(program: IntegerProgram, model: ir.Model, pictures: Sequence[Pixels], folder: Path) -> int:
+def write_golden(program: IntegerProgram, oracle: Contender, pictures: Sequence[Pixels], folder: Path) -> int:
     """Write the golden data of a bundle ``folder`` and check it against the oracle; returns the elements compared.
+
+    Args:
+        oracle: ONNX Runtime's answer, the output codes of every operation for input codes.
 
     Raises:
         DifferenceError: the integer program and ONNX Runtime disagree; names layer and element.
     """
-    oracle, compared = Oracle(model), 0
+    compared = 0
     (folder / "golden").mkdir()
     (folder / GOLDEN_INDEX).write_bytes(golden_index(len(pictures), len(program.ops)))
     for number, pixels in enumerate(pictures):
@@ -80,7 +64,7 @@ def write_golden(program: IntegerProgram, model: ir.Model, pictures: Sequence[Pi
         layers = layer_codes(program, codes)
         (folder / golden_name(number, "input")).parent.mkdir()
         (folder / golden_name(number, "input")).write_bytes(little_endian(codes))
-        for index, (layer, expected) in enumerate(zip(layers, oracle.layers(program, codes), strict=True)):
+        for index, (layer, expected) in enumerate(zip(layers, oracle(codes), strict=True)):
             difference = first_difference(expected, layer)
             if difference:
                 raise DifferenceError(

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
+from edgeyolo.detector import HEAD_KINDS, RESIZES
 from edgeyolo.errors import InputError, UnsupportedError
 from edgeyolo.lower.blob_index import BlobIndex
 from edgeyolo.program import (
@@ -28,9 +29,7 @@ from edgeyolo.program import (
 )
 
 KINDS = tuple(kind.__name__.upper() for kind in get_args(Op))
-HEAD_KINDS = ("yolo", "gaussian_yolo", "region", "classifier")
 MAX_NAME = 200
-RESIZES = ("stretch", "letterbox")
 
 _TYPES = f"""\
 typedef struct {{ /* value = code * 2^-frac; (channels, height, width), row-major at byte offset of the arena */

@@ -11,6 +11,7 @@ from edgeyolo.lower.segments import Segment, Unsupported, activation_quant, epil
 from edgeyolo.ort import model_bytes, open_session, run
 from edgeyolo.passes.graph import constant, ints
 from edgeyolo.program import (
+    EXACT_BITS,
     MAX_ALIGN,
     MAX_INPUTS,
     MAX_SHIFT,
@@ -30,7 +31,6 @@ from edgeyolo.program import (
     accumulator_bound,
 )
 from edgeyolo.qtype import QType
-from edgeyolo.quant.plan import EXACT_BITS
 from edgeyolo.quant.sites import ELEMENTWISE
 
 MAX_TABLE_BITS = 8
@@ -158,7 +158,10 @@ def _upsample(segment: Segment, inputs: tuple[int, ...], output: int, tensors: l
         ("half_pixel", "round_prefer_floor"),
         ("half_pixel", "round_prefer_ceil"),
     )
-    if mode != "nearest" or not regular or c != oc or oh % h or ow % w:
+    # A factor of 2.01 may give the same shape, but it reads other pixels.
+    scales = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    whole = scales is None or not scales.size or np.array_equal(scales, (1, 1, oh / h, ow / w))
+    if mode != "nearest" or not regular or c != oc or oh % h or ow % w or not whole:
         raise Unsupported(
             f"Resize {mode}, {position}, {rounding}, {h}x{w} to {oh}x{ow}; nearest by integers is supported"
         )
@@ -248,7 +251,7 @@ def _lookup(segment: Segment, inputs: tuple[int, ...], output: int, tensors: lis
     codes = np.arange(x.qtype.lo, x.qtype.hi + 1, dtype=x.qtype.dtype)
     real = np.ldexp(codes.astype(np.float32), -x.frac).reshape(1, 1, 1, -1).astype(np.float32)
     source = ir.Value(name="source", type=ir.TensorType(ir.DataType.FLOAT))
-    mapping: dict[ir.Value, ir.Value] = {segment.sources[0]: source}
+    mapping = dict.fromkeys(segment.sources, source)  # one tensor, though each reader may dequantise it for itself
     initializers: list[ir.Value] = []
     nodes: list[ir.Node] = []
     for node in segment.nodes:

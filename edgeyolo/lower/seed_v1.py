@@ -28,6 +28,10 @@ SLOPE = 1 / 8
 """The negative slope of that hardware."""
 
 
+SEED_V1, SEED_V1_BITS = "seed-v1", 16
+"""The layout's name, and the width of codes that rounds biases least."""
+
+
 @dataclass(frozen=True)
 class SeedFiles:
     """File name to bytes, and what a reader of these files cannot see, in sentences for people."""

@@ -123,10 +123,10 @@ def linear_quant(node: ir.Node, container: np.dtype[np.generic]) -> TensorQuant:
     else:
         scale = scale.reshape(())
     stated = node.metadata_props.get(QTYPE_KEY)
-    bits = QType.parse(stated).bits if stated else container.itemsize * 8
-    qtype = QType(bits, container.kind == "i", axis)
+    qtype = QType.parse(stated) if stated else QType(container.itemsize * 8, container.kind == "i")
     if qtype.dtype != container:
         raise Unsupported(f"states {stated} but its codes are {container}")
+    qtype = QType(qtype.bits, qtype.signed, axis)
     points = np.zeros(scale.shape, np.int64) if zero is None else np.broadcast_to(zero.reshape(-1), (scale.size,))
     return TensorQuant(qtype, scale.astype(np.float32), points.reshape(scale.shape).astype(np.int64))
 

@@ -13,13 +13,12 @@ from edgeyolo.errors import InputError
 from edgeyolo.passes.dyadic_leaky import dyadic
 from edgeyolo.passes.graph import constant, read_detector
 from edgeyolo.passes.pixel_input import PIXEL_SCALE
+from edgeyolo.program import EXACT_BITS
 from edgeyolo.qtype import QType, TensorQuant
 from edgeyolo.quant.config import QuantConfig
 from edgeyolo.quant.observers import FRAC_LIMIT, Histogram, choose_frac
 from edgeyolo.quant.sites import ELEMENTWISE, FUSING, MOVES, Site, find_sites, fused_activation
 
-EXACT_BITS = 24
-"""float32 represents every integer up to 2**24: accumulators within it are exact in ONNX Runtime, the oracle."""
 TABLE_BITS = 8
 """Widest input of an activation table: 256 entries."""
 MAX_RIGHT_SHIFT = 31
