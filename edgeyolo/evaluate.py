@@ -67,9 +67,10 @@ class ClassScore:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """The result of ``evaluate``; ``values`` has AP, AP50, AP75, APs, APm and APl, None where there is nothing to score.
+    """The result of ``evaluate``.
 
-    ``nms_kind`` is the kind that ran, ``pictures`` and ``boxes`` count what was scored.
+    ``values`` has AP, AP50, AP75, APs, APm and APl, None where there is nothing to score; ``nms_kind`` is the kind
+    that ran; ``pictures`` and ``boxes`` count what was scored.
     """
 
     setting: Setting
@@ -179,11 +180,11 @@ def sample_centres(image: Pixels, width: int, height: int) -> Pixels:
         low = position.astype(np.intp)
         shape = [-1 if i == axis else 1 for i in range(3)]
         weight = (position - low).astype(np.float32).reshape(shape)
-        a, b = (np.take(pixels, i, axis).astype(np.float32) for i in (low, np.minimum(low + 1, source - 1)))
+        a, b = (np.take(pixels, i, axis) for i in (low, np.minimum(low + 1, source - 1)))
         mixed: Floats = a + (b - a) * weight
         return mixed
 
-    return np.rint(blend(blend(image, height, 0), width, 1)).astype(np.uint8)
+    return np.rint(blend(blend(image.astype(np.float32), height, 0), width, 1)).astype(np.uint8)
 
 
 def score_coco(
@@ -220,7 +221,7 @@ def _mean(precision: Floats) -> float | None:
 
 def _counts(samples: Sequence[Sample], classes: int) -> list[int]:
     """How many labelled boxes each class has."""
-    return np.bincount(np.concatenate([s.classes for s in samples]), minlength=classes).tolist()
+    return [int(n) for n in np.bincount(np.concatenate([s.classes for s in samples]), minlength=classes)]
 
 
 def _coco_truth(samples: Sequence[Sample], classes: int) -> dict[str, Any]:
@@ -276,8 +277,10 @@ def _darknet_ap(samples: Sequence[Sample], found: Sequence[Detections], c: int, 
             best = int(overlap.argmax()) if len(overlap) else -1
             claims.append((score, (image, best) if best >= 0 and overlap[best] > DARKNET_IOU else None))
     claims.sort(key=lambda claim: -claim[0])
-    taken: set[tuple[int, int] | None] = {None}
-    hits = np.array([claim not in taken and not taken.add(claim) for _, claim in claims], bool)  # type: ignore[func-returns-value]
+    first: dict[tuple[int, int] | None, int] = {}
+    for rank, (_, claim) in enumerate(claims):
+        first.setdefault(claim, rank)
+    hits = np.array([claim is not None and first[claim] == rank for rank, (_, claim) in enumerate(claims)], np.bool_)
     precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     return float(envelope[hits].sum() / objects)

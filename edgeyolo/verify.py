@@ -178,7 +178,8 @@ def _check_images(codes: BlobCodes, program: IntegerProgram) -> None:
 def _check_same(bundle: Bundle, expected: dict[str, bytes]) -> None:
     wrong = [name for name, data in expected.items() if bundle.read(name) != data]
     if wrong:
-        raise BundleError("weight files differ from the program", where=bundle.path, got=", ".join(wrong[:20]))
+        got = ", ".join(wrong[:20])
+        raise BundleError("weight files differ from the program", where=bundle.path, got=got, hint="export it again")
 
 
 def _oracle(bundle: Bundle, program: IntegerProgram) -> Contender:

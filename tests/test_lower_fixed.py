@@ -232,6 +232,11 @@ def test_a_split_of_which_some_parts_are_read():
     assert [op.start for op in program.ops] == [(3, 0, 0), (0, 0, 0)]
 
 
+def test_an_identity_that_nobody_removed_is_a_reshape():
+    graph = source()
+    only(checked(graph, graph.quantise(graph.node(f"Identity({graph.input})"), 5)), Reshape)
+
+
 def test_a_reshape_keeps_the_order():
     graph = source()
     value = graph.node(f"Reshape({graph.input}, {graph.constant([1, 16, -1, 2])})")

@@ -41,6 +41,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny = make_tiny(folder)
     for path in (tiny.cfg, tiny.weights, tiny.names):
         path.rename(path.with_stem("yolo"))
+    for picture in tiny.pictures.glob("*.jpg"):
+        picture.with_suffix(".txt").write_text("0 0.5 0.5 0.4 0.4\n")
     return folder
 
 

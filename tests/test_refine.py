@@ -262,6 +262,21 @@ def test_an_equalisation_that_does_not_help_is_not_kept(monkeypatch: pytest.Monk
     assert np.array_equal(constant(result.reference.graph[0].inputs[1]), ARRAYS["w0"])
 
 
+def test_a_batch_of_pictures_passes_a_reshape_and_a_resize_whose_constants_say_one():
+    text = """(float[1,3,16,16] images) => (float[1,6,16,16] head) {
+        c = Conv<pads=[1,1,1,1]>(images, w0)
+        f = Reshape(c, folded)
+        r = Resize<mode="nearest">(f, , , size)
+        u = Reshape(r, flat)
+        head = Conv(u, w5)
+    }"""
+    shapes = {"folded": [1, 32, 8, 8], "size": [1, 32, 16, 16], "flat": [1, 8, 32, 32]}
+    model = build(text, {**ARRAYS, **shapes})
+    plan = planned(model, bits=3)
+    assert snr(model, correct_bias(model, plan, batch(model))) > snr(model, plan) + 1  # dB
+    assert_equals_ort(quantise(model, PICTURES, QuantConfig(bits=3)).model)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_very_few_pictures_suffice(count):
     result = quantise(net(), PICTURES[:count], QuantConfig(bits=4))

@@ -117,6 +117,7 @@ def _print(score: Score) -> None:
     """Print a table per class, the totals and what they rest on."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from edgeyolo.errors import printable
     from edgeyolo.evaluate import CONVENTIONS
@@ -129,7 +130,7 @@ def _print(score: Score) -> None:
     for column in ("class", "boxes", "AP", "AP50"):
         table.add_column(column, justify="left" if column == "class" else "right")
     for c in score.per_class:
-        table.add_row(printable(c.name).replace("[", r"\["), str(c.boxes), figure(c.ap), figure(c.ap50))
+        table.add_row(Text(printable(c.name)), str(c.boxes), figure(c.ap), figure(c.ap50))
     console.print(table)
     order = ("AP", "AP50", "AP75", "APs", "APm", "APl")
     console.print("  ".join(f"{name} {figure(score.values[name])}" for name in order))

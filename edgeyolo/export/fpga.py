@@ -159,7 +159,9 @@ def export_fpga(
     with log.stage("quantise") as details:
         quant = quantise(exact, pictures, request.config, lambda items, title: log.track(items, title, len(pictures)))
         first, best = quant.steps[0], max(quant.steps, key=lambda step: step.head_snr_db)
-        details.append(f"{best.name}: head SNR {best.head_snr_db:.1f} dB ({first.name}: {first.head_snr_db:.1f} dB)")
+        details.append(f"{best.name}: head SNR {best.head_snr_db:.1f} dB")
+        if best is not first:
+            details.append(f"{first.name}: {first.head_snr_db:.1f} dB")
     stages.save("50-quantised", quant.model)
     with log.stage("lower") as details:
         program = lower_fixed(quant.model)

@@ -290,4 +290,5 @@ _EMITTERS: dict[str, Emit] = {
     "Slice": _slice,
     "Split": _split,
     "Reshape": _reshape,
+    "Identity": _reshape,
 }

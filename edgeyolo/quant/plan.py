@@ -181,7 +181,7 @@ def is_table(node: ir.Node) -> bool:
     """Whether ``node`` is part of an activation table: element-wise, and not fused to the operation in front of it."""
     if node.op_type not in ELEMENTWISE:
         return False
-    if node.op_type == "Add" and all(constant(value) is None for value in node.inputs):
+    if node.op_type == "Add" and len({value for value in node.inputs if constant(value) is None}) > 1:
         return False
     producer = node.inputs[0].producer() if node.inputs[0] is not None else None
     return producer is None or producer.op_type not in FUSING or fused_activation(producer) is not node

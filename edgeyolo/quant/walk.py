@@ -14,9 +14,11 @@ import onnx_ir as ir
 
 from edgeyolo.ort import Arrays, open_session, run
 from edgeyolo.passes.graph import constant
-from edgeyolo.quant.sites import FUSING, fused_activation
+from edgeyolo.quant.sites import ELEMENTWISE, FUSING, fused_activation
 
 Float32 = npt.NDArray[np.float32]
+BATCHED = FUSING | ELEMENTWISE | {"MaxPool", "Concat"}
+"""Operations that treat every picture of a batch alike; a Reshape or Resize may have the batch 1 in its constants."""
 
 
 class Step:
@@ -37,7 +39,11 @@ class Step:
         """Outputs for ``values`` (by name); ``replaced`` gives other constants by input index, such as {1: weights}."""
         feeds = {name: values[name] for name in self.reads}
         session = open_session(_standalone(self.node, self._opset, replaced or {}), optimise=False)
-        return list(run(session, feeds).values())
+        if self.node.op_type in BATCHED:
+            return list(run(session, feeds).values())
+        count = len(next(iter(feeds.values())))
+        single = [run(session, {name: v[i : i + 1] for name, v in feeds.items()}).values() for i in range(count)]
+        return [np.concatenate(parts) for parts in zip(*single, strict=True)]
 
     def activate(self, value: Float32) -> Float32:
         """The fused activation of a pre-activation value; the value itself where there is none."""
