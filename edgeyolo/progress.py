@@ -20,6 +20,7 @@ class Log:
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
         self.console = console or Console(stderr=True, highlight=False, markup=False)
+        self.results = console or Console(highlight=False, markup=False)
         self.quiet = quiet
         self.seconds: dict[str, float] = {}
 
@@ -33,9 +34,9 @@ class Log:
         self.console.print(f"warning: {printable(text)}", style="bold yellow", markup=False, soft_wrap=True)
 
     def table(self, table: object) -> None:
-        """Print a rich table."""
+        """Print a rich table: results go to stdout, what happens on the way to stderr."""
         if not self.quiet:
-            self.console.print(table)
+            self.results.print(table)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[list[str]]:

@@ -36,6 +36,7 @@ LAYERS = (
     {"export", "bench"},
     {"verify", "evaluate"},
     {"cli"},
+    {"__main__"},
 )
 """Low to high. A module imports lower rows and its own sub-package; the modules of PEERS_ROW also one another."""
 

@@ -244,8 +244,8 @@ def test_without_detections_nothing_is_claimed(float_onnx: Path, tmp_path: Path)
 
 def test_report_prints_all_layers_and_the_default_the_worst_few(float_onnx: Path, tiny: Tiny, tmp_path: Path) -> None:
     command = ("export", float_onnx, "--calib", tiny.pictures, "--target", "fpga")
-    few = succeed(*command, "-o", tmp_path / "few").stderr
-    every = succeed(*command, "-o", tmp_path / "every", "--report").stderr
+    few = succeed(*command, "-o", tmp_path / "few").stdout
+    every = succeed(*command, "-o", tmp_path / "every", "--report").stdout
     layers = [row["name"] for row in json.loads((tmp_path / "every/report.json").read_text("utf-8"))]
     assert len(layers) == 11 and sum(f" {name} " in few for name in layers) == 5
     assert all(f" {name} " in every for name in layers)

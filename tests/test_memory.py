@@ -99,9 +99,7 @@ def test_outputs_and_skips_live_until_they_are_read():
     program = chain([48, 48, 48, 48, 48])
     joined = Tensor("joined", (2, 1, 48), I8, 0)
     skip = Concat("skip", (0, 4), 5, (0, 0), -128, 127)
-    program = planned(
-        replace(program, tensors=(*program.tensors, joined), ops=(*program.ops, skip), outputs=(1, 5))
-    )
+    program = planned(replace(program, tensors=(*program.tensors, joined), ops=(*program.ops, skip), outputs=(1, 5)))
     check_program(program, "here")
     assert program.arena_bytes == 48 + 48 + 48 + 96  # the skip, an output, the last link, the result
 

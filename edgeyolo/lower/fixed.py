@@ -20,6 +20,9 @@ from edgeyolo.lower.segments import Unsupported, activation_quant, find_segment,
 from edgeyolo.passes.graph import constant
 from edgeyolo.program import IntegerProgram, Op, Tensor
 
+MAX_REASON = 300
+"""Characters of what is said about a malformed node."""
+
 
 def lower_fixed(model: ir.Model) -> IntegerProgram:
     """The integer program of a QDQ model with power-of-two scales, batch 1, static shapes.
@@ -63,6 +66,8 @@ class _Lowering:
             self.ops.append(emit(segment, inputs, number, self.tensors))
         except (Unsupported, InputError) as error:
             self.offenders.append(f"{quantise.name or quantise.outputs[0].name}: {_one_line(error)}")
+        except Exception as error:  # a malformed node can break anything that reads it; it is listed like the others
+            self.offenders.append(f"{quantise.name or quantise.outputs[0].name}: is malformed: {error!r}"[:MAX_REASON])
 
     def _add_input(self, tensor: Tensor) -> int:
         """The tensor of the graph input, which several quantisers may read alike."""
