@@ -340,7 +340,7 @@ def test_a_foreign_onnx_without_metadata(float_onnx: Path, tiny: Tiny, tmp_path:
     assert [h["kind"] for h in manifest["detector"]["heads"]] == ["raw", "raw"]
     assert document["ledger"]["agreement"]["f1"] is None and document["ledger"]["head_snr_db"] > 15
     command = ("export", model, "--calib", tiny.pictures, "--target", "fpga")
-    text = succeed(*command, "-o", tmp_path / "table", "--report").stderr
+    text = succeed(*command, "-o", tmp_path / "table", "--report").output
     assert "/net/0/out[0]" in text and "no detections to compare" in text
     assert LOST in succeed(*command, "-o", tmp_path / "2", "--bits", 2).stderr, "the SNR says so where boxes cannot"
 

@@ -159,7 +159,7 @@ def _upsample(segment: Segment, inputs: tuple[int, ...], output: int, tensors: l
         ("half_pixel", "round_prefer_ceil"),
     )
     # A factor of 2.01 may give the same shape, but it reads other pixels.
-    scales = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    scales = constant(node.inputs[1 if len(node.inputs) == 2 else 2])  # opset 10 has no region in between
     whole = scales is None or not scales.size or np.array_equal(scales, (1, 1, oh / h, ow / w))
     if mode != "nearest" or not regular or c != oc or oh % h or ow % w or not whole:
         raise Unsupported(
