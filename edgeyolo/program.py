@@ -186,6 +186,18 @@ def accumulator_bound(weight: Int8, bias: Int32, qtype: QType) -> int:
 
 
 def is_float32_exact(op: Conv, qtype: QType) -> bool:
-    """Whether float32 computes ``op`` exactly for any input of ``qtype``: its sums, and these times the slope."""
-    slope = max(1, abs(op.leaky[0])) if op.leaky else 1
-    return accumulator_bound(op.weight, op.bias, qtype) * slope <= 1 << EXACT_BITS
+    """Whether float32 computes ``op`` exactly for any input of ``qtype``.
+
+    Every sum must stay within 2**24, and so must its product with the slope's numerator, unless what is beyond
+    saturates: codes end at ``lo``, which a product of magnitude |lo| * 2**(shift + log2 of the denominator) has reached
+    already, and rounding to float32 does not bring a larger one back.
+    """
+    limit = 1 << EXACT_BITS
+    if accumulator_bound(op.weight, op.bias, qtype) > limit:
+        return False
+    numerator, log2 = op.leaky or (1, 0)
+    for weight, bias, shift in zip(op.weight, op.bias, op.shift, strict=True):
+        product = accumulator_bound(weight[None], bias[None], qtype) * max(1, numerator)
+        if product > limit and abs(op.lo) << max(int(shift) + log2, 0) > limit:
+            return False
+    return True

@@ -185,18 +185,11 @@ def move(call: str, frac: int = 8, dtype: Any = np.uint8) -> Callable[[Qdq], str
     """One node on the input; ``{x}`` is the input, ``{name}`` a constant below."""
 
     def make(graph: Qdq) -> str:
-        numbers = {
-            **{"zero": np.float32(0), "two": np.float32(0.3), "up": np.array([1, 1, 2, 2], np.float32)},
-            **{"wide": np.array([1, 2, 2, 2], np.float32), "half": np.array([1, 1, 0.5, 0.5], np.float32)},
-            **{
-                "ragged": np.array([1, 1, 1.5, 1.5], np.float32),
-                "back": [-1],
-                "end": [-100],
-                "axis": [3],
-                "three": [3],
-            },
-            **{"plane": np.ones((1, 3, 8, 8), np.float32), "flat": [1, 192]},
-        }
+        factors = {"up": (2, 2), "half": (0.5, 0.5), "ragged": (1.5, 1.5), "nearly": (2.01, 2.01)}
+        numbers: dict[str, Any] = {name: np.array([1, 1, *pair], np.float32) for name, pair in factors.items()}
+        numbers |= {"wide": np.array([1, 2, 2, 2], np.float32), "zero": np.float32(0), "two": np.float32(0.3)}
+        numbers |= {"back": [-1], "end": [-100], "axis": [3], "three": [3], "flat": [1, 192]}
+        numbers |= {"plane": np.ones((1, 3, 8, 8), np.float32)}
         names = {name: graph.constant(value) for name, value in numbers.items()}
         constant_codes = graph.weight(codes8(2, 1, 3, 8, 8), 7)
         lines = call.format(x=graph.input, dq=constant_codes, **names).split("\n")
@@ -231,6 +224,10 @@ HOSTILE: dict[str, tuple[Callable[[Qdq], str], str]] = {
     "half_pixel, floor": (move('Resize<nearest_mode="floor">({x}, , {up})'), "half_pixel, floor"),
     "half_pixel, ceil": (move('Resize<nearest_mode="ceil">({x}, , {up})'), "half_pixel, ceil"),
     "align_corners": (move('Resize<coordinate_transformation_mode="align_corners">({x}, , {up})'), "align_corners"),
+    "nearly two": (
+        move('Resize<coordinate_transformation_mode="asymmetric", nearest_mode="floor">({x}, , {nearly})'),
+        "Resize nearest",
+    ),
     "more channels": (
         move('Resize<coordinate_transformation_mode="asymmetric", nearest_mode="floor">({x}, , {wide})'),
         "Resize nearest",
@@ -242,6 +239,8 @@ HOSTILE: dict[str, tuple[Callable[[Qdq], str], str]] = {
     "concat rows": (move("Concat<axis=2>({x}, {x})"), "axis 2"),
     "concat with a float constant": (move("Concat<axis=1>({x}, {plane})"), "Concat with a constant"),
     "concat with a constant": (move("Concat<axis=1>({x}, {dq})"), "Concat with a constant"),
+    "concat without a quantiser": (move("m = Abs({x})\nConcat<axis=1>({x}, m)"), "combines values"),
+    "add without a quantiser": (move("m = MaxPool<kernel_shape=[1,1]>({x})\nAdd({x}, m)"), "Add has no record"),
     "concat of nine": (move("Concat<axis=1>({x}, {x}, {x}, {x}, {x}, {x}, {x}, {x}, {x})"), "at most 8"),
     "add a plane": (move("Add({x}, {plane})"), "a constant per element"),
     "scale by a constant code": (move("Mul({x}, {dq})"), "dequantised constant"),
@@ -277,6 +276,18 @@ def test_clip_bounds_of_opset_six_are_refused_rather_than_ignored():
     graph = Qdq()
     with pytest.raises(UnsupportedError, match="attributes"):
         lower_fixed(graph.model(graph.quantise(graph.node(f"Clip<min=0.0, max=1.0>({conv(graph)})"), 4), opset=10))
+
+
+@pytest.mark.parametrize("factor", [2.0, 2.1])
+def test_a_resize_of_opset_ten_has_its_scales_in_another_place(factor):
+    graph = Qdq()
+    scales = graph.constant(np.array([1, 1, factor, factor], np.float32))
+    model = graph.model(graph.quantise(graph.node(f"Resize({graph.input}, {scales})"), 8, np.uint8), opset=10)
+    if factor == 2.0:
+        assert_equals_ort(model)
+    else:
+        with pytest.raises(UnsupportedError, match="Resize nearest"):
+            lower_fixed(model)
 
 
 def test_the_input_quantised_in_two_ways_is_refused():
