@@ -16,7 +16,7 @@ from edgeyolo.passes.pixel_input import PIXEL_SCALE
 from edgeyolo.program import EXACT_BITS
 from edgeyolo.qtype import QType, TensorQuant
 from edgeyolo.quant.config import QuantConfig
-from edgeyolo.quant.observers import FRAC_LIMIT, Histogram, choose_frac
+from edgeyolo.quant.observers import Histogram, choose_frac
 from edgeyolo.quant.sites import ELEMENTWISE, FUSING, MOVES, Site, find_sites, fused_activation
 
 TABLE_BITS = 8
@@ -104,12 +104,16 @@ def quantise_weights(
         qtype, groups = QType(bits, axis=0), list(weight)
     # Divergence needs a distribution; a few hundred weights have none, so ``kl`` falls back to the squared error.
     method = "mse" if config.method == "kl" else config.method
-    fracs = []
+    fracs: list[int | None] = []
     for group in groups:
         flat = group.ravel().astype(np.float64)
-        # A channel of zeros passes its bias on: the finest exponent, which _limit_shifts fits to the bias.
-        frac = choose_frac(flat, np.ones_like(flat), replace(qtype, axis=None), method) if flat.any() else FRAC_LIMIT
-        fracs.append(frac)
+        if flat.any():
+            fracs.append(choose_frac(flat, np.ones_like(flat), replace(qtype, axis=None), method))
+        else:
+            fracs.append(None)
+    # A channel of zeros only passes its bias on: as fine as the finest other channel.
+    finest = max((frac for frac in fracs if frac is not None), default=0)
+    fracs = [finest if frac is None else frac for frac in fracs]
     quant = TensorQuant.pow2(qtype, np.array(fracs if qtype.axis == 0 else fracs[0]))
     return quant.quantise(weight).astype(np.int8), quant
 
@@ -146,7 +150,7 @@ def make_plan(model: ir.Model, histograms: dict[str, Histogram], config: QuantCo
             qtype = QType(min(wanted, max(8, limits.get(name, wanted))))
             acts[name] = TensorQuant.pow2(qtype, choose_frac(*histograms[name].samples(), qtype, config.method))
     _share_concat_exponents(model, sites, acts)
-    return _limit_shifts(model, Plan(sites, weights, acts))
+    return limit_shifts(model, Plan(sites, weights, acts))
 
 
 def constants(conv: ir.Node) -> tuple[npt.NDArray[Any] | None, npt.NDArray[Any] | None]:
@@ -229,7 +233,7 @@ def _has_one_reader(value: ir.Value) -> bool:
     return len(value.uses()) == 1 and not value.is_graph_output() and len(siblings) < 2
 
 
-def _limit_shifts(model: ir.Model, plan: Plan) -> Plan:
+def limit_shifts(model: ir.Model, plan: Plan) -> Plan:
     """Coarsen the weight exponents that would need a bias beyond BIAS_LIMIT or a shift beyond the hardware's."""
     weights = dict(plan.weights)
     for node in model.graph:
