@@ -16,8 +16,9 @@ from edgeyolo.quant.calibrate import copy_model, observe, run_pictures, to_float
 from edgeyolo.quant.compare import head_snr
 from edgeyolo.quant.config import QuantConfig
 from edgeyolo.quant.insert_qdq import insert_qdq
-from edgeyolo.quant.plan import Plan, make_plan
+from edgeyolo.quant.plan import BIAS_LIMIT, Plan, limit_shifts, make_plan
 from edgeyolo.quant.quantise import quantise
+from edgeyolo.quant.refine import bias_correction
 from edgeyolo.quant.refine.bias_correction import correct_bias
 from edgeyolo.quant.refine.equalise import LIMIT, equalise
 from edgeyolo.quant.walk import Step, walk
@@ -127,6 +128,41 @@ def test_bias_correction_raises_the_heads_snr(bits):
     for name, weight in plan.weights.items():  # nothing but biases changed
         assert corrected.weights[name].codes is weight.codes and corrected.weights[name].quant is weight.quant
     assert corrected.acts == plan.acts
+
+
+def test_a_corrected_bias_stays_in_range_where_a_channel_is_nearly_dead():
+    weight, bias = ARRAYS["w0"].copy(), np.zeros(8, np.float32)
+    weight[3] *= 1e-6
+    text = """(float[1,3,16,16] images) => (float[1,8,16,16] head) {
+        c = Conv<pads=[1,1,1,1]>(images, w, b)
+        head = LeakyRelu<alpha=0.1015625>(c)
+    }"""
+    model = build(text, {"w": weight, "b": bias})
+    plan = planned(model)
+    assert plan.weights["c"].quant.frac[3] > plan.weights["c"].quant.frac.min() + 10
+    moved = {"c": plan.weights["c"].bias + 0.25}  # as a correction may
+    assert np.abs(plan.with_biases(moved).bias_codes(model.graph[0])[0]).max() > BIAS_LIMIT
+    limited = limit_shifts(model, plan.with_biases(moved))
+    codes, frac = limited.bias_codes(model.graph[0])
+    assert np.abs(codes).max() * 13 <= BIAS_LIMIT
+    assert np.abs(np.ldexp(codes.astype(np.float64), -frac) - 0.25).max() < 1e-4
+    assert_equals_ort(insert_qdq(model, limited))
+
+
+def test_bias_correction_keeps_every_bias_in_range(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bias_correction, "_correct", lambda step, plan, exact, quantised: _huge(step, exact, quantised))
+    model = net()
+    plan = correct_bias(model, planned(model), batch(model))
+    for node in model.graph:
+        if node.op_type == "Conv":
+            assert np.abs(plan.bias_codes(node)[0]).max() <= BIAS_LIMIT
+
+
+def _huge(step: Step, *values: dict[str, Array]) -> Array:
+    """What a correction gone wild would return."""
+    for batch_values in values:
+        batch_values[step.writes[0]] = step.activate(step.compute(batch_values)[0])
+    return np.full(len(constant(step.node.inputs[1])), 5000.0)
 
 
 def test_bias_correction_is_on_by_default_and_can_be_switched_off():

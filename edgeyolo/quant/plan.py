@@ -104,17 +104,12 @@ def quantise_weights(
         qtype, groups = QType(bits, axis=0), list(weight)
     # Divergence needs a distribution; a few hundred weights have none, so ``kl`` falls back to the squared error.
     method = "mse" if config.method == "kl" else config.method
-    fracs: list[int | None] = []
-    for group in groups:
-        flat = group.ravel().astype(np.float64)
-        if flat.any():
-            fracs.append(choose_frac(flat, np.ones_like(flat), replace(qtype, axis=None), method))
-        else:
-            fracs.append(None)
-    # A channel of zeros only passes its bias on: as fine as the finest other channel.
-    finest = max((frac for frac in fracs if frac is not None), default=0)
-    fracs = [finest if frac is None else frac for frac in fracs]
-    quant = TensorQuant.pow2(qtype, np.array(fracs if qtype.axis == 0 else fracs[0]))
+    flats = [group.ravel().astype(np.float64) for group in groups]
+    fracs = np.array([choose_frac(flat, np.ones_like(flat), replace(qtype, axis=None), method) for flat in flats])
+    alive = np.array([bool(flat.any()) for flat in flats])
+    if alive.any():  # a channel of zeros only passes its bias on: as fine as the finest other channel
+        fracs[~alive] = fracs[alive].max()
+    quant = TensorQuant.pow2(qtype, fracs if qtype.axis == 0 else fracs[0])
     return quant.quantise(weight).astype(np.int8), quant
 
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgeyolo.ort import Arrays
-from edgeyolo.quant.plan import Plan
+from edgeyolo.quant.plan import Plan, limit_shifts
 from edgeyolo.quant.walk import Float32, Step, walk
 
 STEPS = 3
@@ -53,7 +53,7 @@ def correct_bias(model: ir.Model, plan: Plan, batch: Float32) -> Plan:
         for name in dead:
             exact.pop(name, None)
             quantised.pop(name, None)
-    return plan.with_biases(biases)
+    return limit_shifts(model, plan.with_biases(biases))
 
 
 def _correct(step: Step, plan: Plan, exact: Arrays, quantised: Arrays) -> npt.NDArray[np.float64]:
