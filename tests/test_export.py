@@ -388,3 +388,12 @@ def test_pictures_of_any_size_and_mode_calibrate(tiny: Tiny, tmp_path: Path) -> 
     Image.effect_noise((1, 1), 50).save(folder / "one-pixel.png")
     result = succeed("export", *tiny.model(), "--calib", folder, "--target", "fpga", "-o", tmp_path / "o", "--json")
     assert json.loads(result.stdout)["pictures"] == 4
+
+
+def test_an_onnx_file_without_node_names_is_exported(float_onnx: Path, tiny: Tiny, tmp_path: Path) -> None:
+    model = onnx.load(float_onnx)
+    for node in model.graph.node:
+        node.name = ""
+    onnx.save(model, tmp_path / "unnamed.onnx")
+    fpga(tmp_path / "unnamed.onnx", tiny, tmp_path / "out")
+    assert edgeyolo("verify", tmp_path / "out", "--skip", "engine").exit_code == 0

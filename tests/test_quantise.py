@@ -21,6 +21,7 @@ from edgeyolo.program import Add, Concat, Conv, accumulator_bound
 from edgeyolo.quant.calibrate import observe, run_pictures, to_float
 from edgeyolo.quant.config import ACT_BITS, GRANULARITIES, METHODS, WEIGHT_BITS, QuantConfig
 from edgeyolo.quant.insert_qdq import insert_qdq
+from edgeyolo.quant.observers import Histogram
 from edgeyolo.quant.plan import BIAS_LIMIT, EXACT_BITS, Plan, make_plan
 from edgeyolo.quant.quantise import quantise
 from edgeyolo.runners.integer import input_codes
@@ -289,3 +290,10 @@ def test_calibration_memory_does_not_grow_with_the_number_of_pictures():
     histograms, _ = observe(net(), stream())
     assert histograms["a0"].counts.sum() == 40 * 8 * 8 * 8
     assert most <= 2
+
+
+def test_no_pictures_and_infinite_activations_are_refused():
+    with pytest.raises(InputError, match="no calibration pictures"):
+        quantise(net(), [], QuantConfig())
+    with pytest.raises(InputError, match="infinite or not a number"):
+        Histogram().update(np.array([1, np.inf], np.float32))

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from edgeyolo.detector import METADATA_KEY, Detector, Head, Preprocess
 from edgeyolo.errors import InputError, UnsupportedError
 from edgeyolo.passes.graph import write_detector
+from edgeyolo.passes.layer_names import LayerNames
 
 MAX_BYTES = 1 << 31
 """protobuf's own limit."""
@@ -52,6 +53,8 @@ def load_onnx(path: Path, names: tuple[str, ...] = ()) -> tuple[ir.Model, Detect
         raise InputError("wrong number of class names", where=path, got=len(names), allowed=detector.classes)
     if names:
         detector = dataclasses.replace(detector, names=names)
+    if len({node.name for node in model.graph}) < sum(1 for _ in model.graph) or not all(n.name for n in model.graph):
+        LayerNames()(model)  # layers are told apart by their names; a file that has them keeps them
     write_detector(model, detector)
     return model, detector
 

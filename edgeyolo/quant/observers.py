@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from edgeyolo.errors import InputError
 from edgeyolo.qtype import QType, pow2_frac
 
 Float64 = npt.NDArray[np.float64]
@@ -30,8 +31,10 @@ class Histogram:
         self.low, self.high = np.inf, -np.inf
 
     def update(self, values: npt.NDArray[np.float32]) -> None:
-        """Add all values of an array of any shape."""
+        """Add all values of an array of any shape. Raises InputError if one is infinite or not a number."""
         flat = values.ravel()
+        if not np.isfinite(flat).all():
+            raise InputError("an activation is infinite or not a number", hint="run the float model on these pictures")
         self.low, self.high = min(self.low, float(flat.min())), max(self.high, float(flat.max()))
         self._grow(max(abs(self.low), abs(self.high)))
         index = ((flat + np.float32(self.reach)) * np.float32(BINS / 2 / self.reach)).astype(np.int32)
@@ -51,7 +54,11 @@ class Histogram:
         width = 2 * self.reach / BINS
         occupied = np.flatnonzero(self.counts)
         centres = -self.reach + (occupied + 0.5) * width
-        return np.clip(centres, self.low, self.high), self.counts[occupied].astype(np.float64)
+        values = np.clip(centres, self.low, self.high)
+        values[0] = self.low
+        if len(values) > 1 or self.high > -self.low:
+            values[-1] = self.high
+        return values, self.counts[occupied].astype(np.float64)
 
 
 def choose_frac(values: Float64, counts: Float64, qtype: QType, method: str) -> int:

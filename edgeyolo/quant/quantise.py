@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from edgeyolo.errors import UnsupportedError
+from edgeyolo.errors import InputError, UnsupportedError
 from edgeyolo.passes.graph import read_detector
 from edgeyolo.quant.calibrate import Pixels, copy_model, observe, to_float
 from edgeyolo.quant.compare import head_snr
@@ -63,7 +63,10 @@ def quantise(
 
     Raises:
         UnsupportedError: the graph has several inputs.
+        InputError: there are no pictures.
     """
+    if not len(pictures):
+        raise InputError("there are no calibration pictures")
     if len(model.graph.inputs) != 1:
         raise UnsupportedError("the model must have one input", got=[v.name for v in model.graph.inputs])
     sample, held_out = _split(pictures)
