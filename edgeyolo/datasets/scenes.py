@@ -110,7 +110,7 @@ def _digits() -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     except ImportError as error:
         raise InputError(
             "the scenes are made of the digits that scikit-learn ships, and it is not installed",
-            hint="pip install 'edgeyolo[train]'",
+            hint="pip install 'edgeyolo[eval]'",
         ) from error
     digits = load_digits()
     return digits.images.astype(np.int64), digits.target.astype(np.int64)

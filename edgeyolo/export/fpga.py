@@ -155,7 +155,7 @@ def export_fpga(
     """
     check_free(request.output, force=request.force)
     _check_raw(model)
-    exact, slopes, slope_snr = _fixed_point_form(model, pictures, stages, log)
+    exact, slopes, slope_snr = fixed_point_form(model, pictures, stages, log)
     with log.stage("quantise") as details:
         quant = quantise(exact, pictures, request.config, lambda items, title: log.track(items, title, len(pictures)))
         first, best = quant.steps[0], max(quant.steps, key=lambda step: step.head_snr_db)
@@ -206,7 +206,7 @@ def _check_raw(model: ir.Model) -> None:
         )
 
 
-def _fixed_point_form(
+def fixed_point_form(
     model: ir.Model, pictures: PictureSet, stages: Stages, log: Log
 ) -> tuple[ir.Model, dict[float, str], float | None]:
     """Raw pixels in, dyadic slopes inside; returns the model, the changed slopes and what they cost in head SNR."""

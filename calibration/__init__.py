@@ -1,0 +1,1 @@
+"""Recipes of calibration sets, as data; ``edgeyolo.datasets.recipe`` reads them."""

@@ -1,0 +1,1 @@
+"""Training of Darknet-family networks: loss, augmentation, loop and checkpoints."""
