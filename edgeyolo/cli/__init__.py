@@ -15,6 +15,7 @@ COMMANDS = {
     "verify": "prove that a bundle computes what it should, everywhere",
     "detect": "run a model or bundle on pictures",
     "eval": "score a model on a labelled data set",
+    "train": "train a Darknet-family detector",
     "info": "print a model's layers, parameters and sizes",
 }
 """Every command and its line in the help; ``edgeyolo.cli.<name>`` has a click command of the same name."""

@@ -26,6 +26,13 @@ class DarknetRunner:
         self._input: torch.Tensor | None = None
         self._outputs: list[torch.Tensor] = []
 
+    @classmethod
+    def of(cls, module: torch.nn.Module, detector: Detector) -> DarknetRunner:
+        """Run a module that is already there, on the device that it is on."""
+        runner = cls(None)
+        runner.detector, runner._module = detector, module
+        return runner
+
     def load(self, path: Path) -> None:
         """Read the cfg and the weights. Raises InputError without weights or torch, else as the front end."""
         if self.weights is None:
@@ -43,7 +50,9 @@ class DarknetRunner:
 
         if self.detector is None:
             raise InputError("no model is loaded")
-        self._input = torch.from_numpy(pixels[None].astype(np.float32) * np.float32(self.detector.preprocess.scale))
+        x = torch.from_numpy(pixels[None].astype(np.float32) * np.float32(self.detector.preprocess.scale))
+        first = next(self._module.parameters(), None) if self._module is not None else None
+        self._input = x if first is None else x.to(first.device)
 
     def infer(self) -> None:
         """Run the module once."""
@@ -56,4 +65,4 @@ class DarknetRunner:
 
     def outputs(self) -> list[npt.NDArray[np.float32]]:
         """Return the raw heads of the one picture, in the order of ``detector.heads``."""
-        return [output[0].numpy() for output in self._outputs]
+        return [output[0].cpu().numpy() for output in self._outputs]

@@ -1,1 +1,5 @@
-"""Training of Darknet-family networks: loss, augmentation, loop and checkpoints."""
+"""Training of Darknet-family detectors.
+
+``recipe`` (every choice) -> ``pictures`` (cache, batches) -> ``augment`` -> ``assign`` + ``loss`` -> ``trainer`` (the
+loop) -> ``checkpoint`` and ``metrics`` (what stays on disk).
+"""
