@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from edgeyolo.postprocess import Detections, Floats
 
@@ -22,16 +23,10 @@ class Agreement:
 
     def add(self, reference: Detections, got: Detections) -> None:
         """Match one picture's detections greedily, best score first: same class and IoU of at least ``IOU``."""
-        free = np.ones(len(reference), bool)
-        for box, label in zip(got.boxes, got.classes, strict=True):
-            overlap = np.where(free & (reference.classes == label), _iou(box, reference.boxes), 0.0)
-            best = int(overlap.argmax()) if len(overlap) else -1
-            if best >= 0 and overlap[best] >= IOU:
-                free[best] = False
-                self.matched += 1
-            else:
-                self.invented += 1
-        self.missed += int(free.sum())
+        seen, known = match(reference, got)
+        self.matched += int(known.sum())
+        self.invented += int((~known).sum())
+        self.missed += int((~seen).sum())
 
     @property
     def judged(self) -> bool:
@@ -43,6 +38,17 @@ class Agreement:
         """Harmonic mean of precision and recall against the reference."""
         total = 2 * self.matched + self.missed + self.invented
         return 2 * self.matched / total if total else 1.0
+
+
+def match(reference: Detections, got: Detections) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Which of the reference's boxes, and which of ``got``, have a partner on the other side; see ``Agreement.add``."""
+    seen, known = np.zeros(len(reference), np.bool_), np.zeros(len(got), np.bool_)
+    for i, (box, label) in enumerate(zip(got.boxes, got.classes, strict=True)):
+        overlap = np.where(~seen & (reference.classes == label), _iou(box, reference.boxes), 0.0)
+        best = int(overlap.argmax()) if len(overlap) else -1
+        if best >= 0 and overlap[best] >= IOU:
+            seen[best] = known[i] = True
+    return seen, known
 
 
 def _iou(box: Floats, boxes: Floats) -> Floats:

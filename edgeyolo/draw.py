@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,25 +32,39 @@ def class_colour(index: int) -> Colour:
 def draw_detections(image: npt.NDArray[np.uint8], detections: Detections, detector: Detector) -> Image.Image:
     """Return a copy of ``image`` (H, W, 3) RGB with boxes, labels (name and score) and the counts per class."""
     canvas = Image.fromarray(image).convert("RGB")
+    labels = [
+        f"{detector.class_name(c)} {score:.2f}"
+        for c, score in zip(detections.classes.tolist(), detections.scores.tolist(), strict=True)
+    ]
+    draw_boxes(canvas, detections.boxes, labels, [class_colour(c) for c in detections.classes.tolist()])
+    rows = [(class_colour(c), f"{detector.class_name(c)} {n}") for c, n in detections.counts().items()]
+    _strip(ImageDraw.Draw(canvas, "RGBA"), rows or [(WHITE, "nothing found")], _font(canvas), canvas.size)
+    return canvas
+
+
+def draw_boxes(
+    canvas: Image.Image,
+    boxes: npt.NDArray[np.floating[Any]],
+    labels: Sequence[str],
+    colours: Sequence[Colour],
+    bold: Sequence[bool] = (),
+) -> None:
+    """Draw (n, 4) boxes, the best first, into an RGB picture; a label may be empty, ``bold`` boxes have thick lines."""
     pen = ImageDraw.Draw(canvas, "RGBA")
-    width = max(2, round(min(canvas.size) / 220))
-    font = _font(canvas)
-    order = range(len(detections) - 1, -1, -1)  # the best box last, on top
+    thin, font = max(2, round(min(canvas.size) / 220)), _font(canvas)
+    corners = [_corners(box, canvas.size) for box in boxes]
+    order = range(len(boxes) - 1, -1, -1)  # the best box last, on top
     for i in order:
-        colour = class_colour(int(detections.classes[i]))
-        box = _corners(detections.boxes[i], canvas.size)
-        pen.rectangle(box, outline=(*BLACK, 110), width=width + 2)
-        pen.rectangle(box, outline=colour, width=width)
+        width = 2 * thin if i < len(bold) and bold[i] else thin
+        pen.rectangle(corners[i], outline=(*BLACK, 110), width=width + 2)
+        pen.rectangle(corners[i], outline=colours[i], width=width)
     taken: list[Box] = []
     for i in reversed(order):  # the best label first, at the best place
-        index = int(detections.classes[i])
-        text = f"{detector.class_name(index)} {detections.scores[i]:.2f}"
-        place = _place_label(pen, text, font, _corners(detections.boxes[i], canvas.size), canvas.size, taken)
-        _label(pen, place, text, font, class_colour(index))
+        if not labels[i]:
+            continue
+        place = _place_label(pen, labels[i], font, corners[i], canvas.size, taken)
+        _label(pen, place, labels[i], font, colours[i])
         taken.append(place)
-    rows = [(class_colour(c), f"{detector.class_name(c)} {n}") for c, n in detections.counts().items()]
-    _strip(pen, rows or [(WHITE, "nothing found")], font, canvas.size)
-    return canvas
 
 
 def draw_classification(image: npt.NDArray[np.uint8], result: Classification, detector: Detector) -> Image.Image:

@@ -31,6 +31,8 @@ SAMPLINGS = ("corners", "centres")
 AREAS = ("AP", "APs", "APm", "APl")
 """COCO's ranges of areas in the library's order: all, below 32 x 32 pixels, up to 96 x 96, above."""
 DARKNET_IOU = 0.5
+RECALLS = np.linspace(0, 1, 101)
+"""Where precision-recall curves are read off."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +59,16 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class ClassScore:
-    """One class that occurs in the data set: ``ap`` is None where the convention has none."""
+    """One class that occurs in the data set: ``ap`` is None where the convention has none.
+
+    ``precision`` (101,) is the best precision at IoU .5 at each of ``RECALLS`` or beyond it, 0 where it is not reached.
+    """
 
     name: str
     boxes: int
     ap: float | None
     ap50: float
+    precision: Floats = dataclasses.field(compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +87,31 @@ class Score:
     boxes: int
     problems: tuple[Problem, ...]
 
+    @property
+    def precision(self) -> Floats:
+        """(101,) mean over the classes that occur of their precision at IoU .5, at each of ``RECALLS``."""
+        mean: Floats = np.mean([c.precision for c in self.per_class], axis=0)
+        return mean
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Findings:
+    """What a model finds in a data set, before it is scored.
+
+    Args:
+        detector: the model's facts, with the suppression that ran.
+        names: one for each of the model's classes.
+        samples: the pictures that decode, their labels as positions in ``names``.
+        found: the detections in each.
+        problems: the data set's, and the pictures that do not decode.
+    """
+
+    detector: Detector
+    names: tuple[str, ...]
+    samples: tuple[Sample, ...]
+    found: tuple[Detections, ...]
+    problems: tuple[Problem, ...]
+
 
 def evaluate(runner: Runner, detector: Detector, dataset: Dataset, setting: Setting, log: Log) -> Score:
     """Run a model on every picture of a data set and score what it finds.
@@ -96,6 +127,11 @@ def evaluate(runner: Runner, detector: Detector, dataset: Dataset, setting: Sett
         InputError: the classes disagree, nothing is labelled, no picture decodes, or an option is out of range.
         UnsupportedError: the model finds no boxes.
     """
+    return score_findings(find(runner, detector, dataset, setting, log), setting)
+
+
+def find(runner: Runner, detector: Detector, dataset: Dataset, setting: Setting, log: Log) -> Findings:
+    """The first half of ``evaluate``: run the model on every picture."""
     index = match_classes(detector, dataset.names)
     if setting.nms != "model":
         detector = dataclasses.replace(detector, nms_kind=setting.nms)
@@ -110,14 +146,44 @@ def evaluate(runner: Runner, detector: Detector, dataset: Dataset, setting: Sett
         runner.infer()
         samples.append(dataclasses.replace(sample, classes=index[sample.classes]))
         found.append(_detect(runner.outputs(), detector, sample.size, setting))
+    names = tuple(_label(detector, dataset.names, index, c) for c in range(detector.classes))
+    return Findings(detector, names, tuple(samples), tuple(found), tuple(problems))
+
+
+def score_findings(findings: Findings, setting: Setting) -> Score:
+    """The second half of ``evaluate``. Raises InputError if nothing is labelled or no picture decodes."""
+    samples, found = findings.samples, findings.found
     boxes = sum(len(sample.boxes) for sample in samples)
     if not boxes:
         got = f"{len(samples)} readable pictures, no boxes"
         raise InputError("there is nothing to score: no picture shows a labelled object", got=got)
-    names = [_label(detector, dataset.names, index, c) for c in range(detector.classes)]
     score = score_coco if setting.convention == "coco" else score_darknet
-    values, per_class = score(samples, found, names, setting.max_det)
-    return Score(setting, detector.nms_kind, values, per_class, len(samples), boxes, tuple(problems))
+    values, per_class = score(samples, found, findings.names, setting.max_det)
+    kind = findings.detector.nms_kind
+    return Score(setting, kind, values, per_class, len(samples), boxes, findings.problems)
+
+
+def spread(dataset: Dataset, limit: int) -> Dataset:
+    """At most ``limit`` pictures of a data set, evenly spread over it; its problems stay those of the whole set."""
+    count = min(limit, len(dataset.samples))
+    positions = tuple(i * len(dataset.samples) // count for i in range(count))
+    return dataclasses.replace(dataset, samples=_Picked(dataset.samples, positions))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Picked(Sequence[Sample]):
+    """Some samples of a sequence; none is made before it is asked for."""
+
+    samples: Sequence[Sample]
+    positions: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self.samples[i] for i in self.positions[index]]
+        return self.samples[self.positions[index]]
 
 
 def match_classes(detector: Detector, names: Sequence[str]) -> npt.NDArray[np.int64]:
@@ -206,7 +272,9 @@ def score_coco(
     values = {name: _mean(precision[..., i]) for i, name in enumerate(AREAS)}
     values["AP50"], values["AP75"] = _mean(precision[0, ..., 0]), _mean(precision[5, ..., 0])
     per_class = tuple(
-        ClassScore(names[c], count, _mean(precision[:, :, c, 0]), _mean(precision[0, :, c, 0]) or 0.0)
+        ClassScore(
+            names[c], count, _mean(precision[:, :, c, 0]), _mean(precision[0, :, c, 0]) or 0.0, precision[0, :, c, 0]
+        )
         for c, count in enumerate(_counts(samples, len(names)))
         if count
     )
@@ -262,13 +330,13 @@ def score_darknet(
     counts, per_class = _counts(samples, len(names)), []
     for c, count in enumerate(counts):
         if count:
-            per_class.append(ClassScore(names[c], count, None, _darknet_ap(samples, found, c, count)))
+            per_class.append(ClassScore(names[c], count, None, *_darknet_ap(samples, found, c, count)))
     values: dict[str, float | None] = dict.fromkeys((*AREAS, "AP75"))
     return {**values, "AP50": sum(entry.ap50 for entry in per_class) / len(names)}, tuple(per_class)
 
 
-def _darknet_ap(samples: Sequence[Sample], found: Sequence[Detections], c: int, objects: int) -> float:
-    """Area under the curve of one class."""
+def _darknet_ap(samples: Sequence[Sample], found: Sequence[Detections], c: int, objects: int) -> tuple[float, Floats]:
+    """Area under the curve of one class, and the curve at ``RECALLS``."""
     claims: list[tuple[float, tuple[int, int] | None]] = []
     for image, (sample, d) in enumerate(zip(samples, found, strict=True)):
         truth = sample.boxes[sample.classes == c]
@@ -283,7 +351,8 @@ def _darknet_ap(samples: Sequence[Sample], found: Sequence[Detections], c: int, 
     hits = np.array([claim is not None and first[claim] == rank for rank, (_, claim) in enumerate(claims)], np.bool_)
     precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    return float(envelope[hits].sum() / objects)
+    reached = np.searchsorted(np.cumsum(hits) / objects, RECALLS)
+    return float(envelope[hits].sum() / objects), np.append(envelope, 0.0)[reached]
 
 
 def _iou(box: Floats, boxes: Floats) -> Floats:

@@ -26,11 +26,24 @@ LAYERS = (
     {"errors"},
     {"qtype"},
     {
-        *("agreement", "assets", "bundle", "detector", "draw", "images", "ort", "output", "packing", "postprocess", "profile"),
+        *(
+            "agreement",
+            "assets",
+            "bundle",
+            "detector",
+            "draw",
+            "images",
+            "ort",
+            "output",
+            "packing",
+            "postprocess",
+            "profile",
+        ),
         *("program", "program_check", "program_facts", "program_image", "progress"),
     },
     {"passes", "datasets"},
-    {"frontend", "compress", "train"},
+    {"frontend"},
+    {"compress", "train"},
     {"quant"},
     {"lower", "runners"},
     {"evaluate"},
@@ -43,7 +56,7 @@ LAYERS = (
 
 PEERS_ROW = 2
 
-PLANNED = {"compress", "train"}
+PLANNED = {"compress"}
 """Rows may name these before they exist."""
 
 LOWERINGS = (
@@ -68,10 +81,26 @@ WORKPLACE = re.compile(r"(?<![\w.])/(?:work|home|root|Users)/|(?<!\w)[.]library\
 """Somebody's machine. The project speaks only of itself."""
 
 
+PACKAGES = (
+    (ROOT / "edgeyolo", "edgeyolo"),
+    (ROOT / "targets", "edgeyolo.targets"),
+    (ROOT / "calibration", "edgeyolo.calibration"),
+)
+"""Where the modules of the package stand in the checkout."""
+
+
+PACKAGES = (
+    (ROOT / "edgeyolo", "edgeyolo"),
+    (ROOT / "targets", "edgeyolo.targets"),
+    (ROOT / "calibration", "edgeyolo.calibration"),
+)
+"""Where the modules of the package stand in the checkout."""
+
+
 def _modules() -> dict[str, Path]:
     """Every module of the package with its file, as it is called once installed."""
     found = {}
-    for folder, package in ((ROOT / "edgeyolo", "edgeyolo"), (ROOT / "targets", "edgeyolo.targets")):
+    for folder, package in PACKAGES:
         for path in sorted(folder.rglob("*.py")):
             parts = path.relative_to(folder).with_suffix("").parts
             found[".".join((package, *parts)).removesuffix(".__init__")] = path
@@ -284,12 +313,11 @@ def test_every_folder_of_code_is_a_listed_package():
 
 def test_every_data_file_is_in_the_package():
     patterns = _pyproject()["tool"]["setuptools"]["package-data"]
-    folders = {"edgeyolo": ROOT / "edgeyolo", "edgeyolo.targets": ROOT / "targets"}
     packages = {path.parent: m for m, path in MODULES.items() if path.name == "__init__.py"}
     built = {".o", ".pyc"}
     forgotten = [
         str(path.relative_to(ROOT))
-        for folder in folders.values()
+        for folder, _ in PACKAGES
         for path in folder.rglob("*")
         if path.is_file() and path.suffix not in {".py", *built} and path.name not in (".gitignore", "selftest")
         if not any(fnmatch(path.name, p) for p in patterns.get(packages.get(path.parent, ""), ()))

@@ -15,11 +15,21 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from test_detect import DETECTOR, bright_square_model
 
+from edgeyolo import assets
 from edgeyolo.cli.eval import eval as command
-from edgeyolo.datasets import Sample
+from edgeyolo.datasets import Dataset, Sample
 from edgeyolo.detector import Detector
 from edgeyolo.errors import InputError
-from edgeyolo.evaluate import match_classes, sample_centres, score_coco, score_darknet
+from edgeyolo.evaluate import (
+    RECALLS,
+    Score,
+    Setting,
+    match_classes,
+    sample_centres,
+    score_coco,
+    score_darknet,
+    spread,
+)
 from edgeyolo.postprocess import Detections
 
 PUBLISHED = {"AP50": 0.370, "AP": 0.161}
@@ -81,6 +91,25 @@ def test_darknet_takes_the_area_and_coco_101_points():
     truth, result = [sample([SMALL, LARGE])], [found([LARGE], [0.9])]
     assert score_coco(truth, result, NAMES)[0]["AP50"] == pytest.approx(51 / 101)
     assert score_darknet(truth, result, NAMES[:1])[0]["AP50"] == pytest.approx(1 / 2)
+
+
+@pytest.mark.parametrize("score", [score_coco, score_darknet])
+def test_precision_is_read_off_where_recall_reaches_101_points(score):
+    """Found, false, found, of three objects: precision 1 up to recall 1/3, 2/3 up to 2/3, nothing beyond."""
+    truth = [sample([SMALL, MEDIUM, LARGE])]
+    _, (entry,) = score(truth, [found([LARGE, [0, 300, 9, 309], MEDIUM], [0.9, 0.8, 0.7])], NAMES)
+    expected = np.where(RECALLS <= 1 / 3, 1, np.where(RECALLS <= 2 / 3, 2 / 3, 0))
+    assert entry.precision == pytest.approx(expected, abs=EXACT)
+    assert (np.diff(RECALLS) > 0).all() and (np.diff(entry.precision) <= 0).all()
+
+
+def test_mean_curve_has_the_area_of_the_figure():
+    truth = [sample([SMALL, LARGE, MEDIUM], [0, 1, 1])]
+    result = [found([SMALL, LARGE, [0, 300, 9, 309]], [0.5, 0.9, 0.7], [0, 1, 1])]
+    values, per_class = score_coco(truth, result, NAMES)
+    total = Score(Setting(), "default", values, per_class, 1, 3, ())
+    assert total.precision.mean() == pytest.approx(values["AP50"])
+    assert len(per_class) == 2 and total.precision[-1] == pytest.approx(0.5)
 
 
 def test_nothing_found_scores_zero():
@@ -169,6 +198,62 @@ def test_a_set_without_objects_is_an_error(labelled: Path):
     result = invoke(labelled, "--json")
     assert isinstance(result.exception, InputError) and result.stdout == ""
     assert "no picture shows a labelled object" in str(result.exception)
+
+
+def test_a_missing_picture_is_counted(labelled: Path):
+    (labelled / "list.txt").write_text("images/a.png\nimages/gone.png\n", "utf-8")
+    arguments = [str(labelled / "model.onnx"), "--data", str(labelled / "list.txt"), "--json", "--conf", "0.1"]
+    result = CliRunner().invoke(command, arguments)
+    assert result.exit_code == 0, result.exception
+    document = json.loads(result.stdout)
+    assert document["pictures"] == 1 and sum(document["label_problems"].values()) == 1
+    (reason,) = document["label_problems"]
+    assert "left out" in reason
+
+
+def test_class_files_that_disagree_are_refused(labelled: Path):
+    for text, message in (("a\nb\nc", "number of class names"), ("cat\ndog", None)):
+        (labelled / "c.names").write_text(text, "utf-8")
+        result = invoke(labelled, "--names", labelled / "c.names")
+        if message is None:  # the set has no names of its own: they match by index
+            assert result.exit_code == 0 and "cat" in result.stdout
+        else:
+            assert isinstance(result.exception, InputError) and message in str(result.exception)
+
+
+def test_limit_spreads_evenly(labelled: Path):
+    """Only the first of two pictures stays, and its object is found."""
+    document = json.loads(invoke(labelled, "--json", "--conf", "0.1", "--limit", 1).stdout)
+    assert (document["pictures"], document["AP50"]) == (1, pytest.approx(1))
+    assert json.loads(invoke(labelled, "--json", "--limit", 99).stdout)["pictures"] == 2
+    samples = [dataclasses.replace(sample([]), name=str(i)) for i in range(10)]
+    assert [s.name for s in spread(Dataset(NAMES, samples), 4).samples] == ["0", "2", "5", "7"]
+
+
+def test_a_model_of_other_classes_needs_data(labelled: Path):
+    pytest.importorskip("sklearn")
+    result = CliRunner().invoke(command, [str(labelled / "model.onnx")])
+    assert isinstance(result.exception, InputError) and result.stdout == ""
+    assert "--data" in str(result.exception)
+
+
+def test_weights_without_a_model_are_refused(labelled: Path):
+    result = CliRunner().invoke(command, ["--weights", str(labelled / "a.weights")])
+    assert isinstance(result.exception, InputError) and "MODEL" in str(result.exception)
+
+
+def test_nothing_given_scores_the_default_model_on_its_own_pictures(tmp_path: Path, one_thread: None):
+    pytest.importorskip("sklearn")
+    more = ["--limit", "8", "--json", "--sheet", str(tmp_path / "a.html"), "--conf", "0.2"]
+    result = CliRunner().invoke(command, more)
+    assert result.exit_code == 0, result.exception
+    document = json.loads(result.stdout)
+    assert document["model"].startswith(assets.CFG.name) and document["data"].startswith(assets.DATA)
+    assert document["pictures"] == 8 and document["boxes"] > 8 and document["AP50"] is not None
+    named = ["--names", str(assets.NAMES), "--weights", str(assets.WEIGHTS)]
+    again = CliRunner().invoke(command, [str(assets.CFG), *named, "--limit", "8", "--json", "--conf", "0.2"])
+    assert json.loads(again.stdout)["AP50"] == document["AP50"], "a model of the same classes needs no --data"
+    assert (tmp_path / "a.html").read_text("utf-8").count("<img") == 16
 
 
 def test_the_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch):

@@ -9,21 +9,25 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgeyolo.cli.models import Opened, open_model
+from edgeyolo.cli.sheets import SheetRequest, agreement_json, agreement_text, sheet_options, side
 from edgeyolo.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from edgeyolo.agreement import Agreement
     from edgeyolo.detector import Detector
     from edgeyolo.images import Picture
     from edgeyolo.postprocess import Classification, Detections
-    from edgeyolo.runners import Runner
+    from edgeyolo.sheet import Sheet
 
 MANY = 8
 """A progress bar appears from this many pictures on."""
@@ -34,6 +38,7 @@ Examples:
   edgeyolo detect model.onnx pictures/ --out drawn --conf 0.4
   edgeyolo detect yolo.cfg --weights yolo.weights dog.jpg --names coco.names
   edgeyolo detect out/yf-fpga list.txt --json > found.json
+  edgeyolo detect out/yf-fpga pictures/ --against model.onnx --sheet sheet.html
 """
 
 
@@ -63,7 +68,8 @@ class Thresholds:
     type=click.Choice(["auto", "ort", "integer", "engine"]),
     help="What executes the model: ONNX Runtime, the numpy interpreter or the C engine.",
 )
-@click.option("--force", is_flag=True, help="Write into an existing folder.")
+@sheet_options
+@click.option("--force", is_flag=True, help="Write into an existing folder, replace an existing sheet.")
 def detect(
     model: Path,
     sources: tuple[Path, ...],
@@ -76,43 +82,115 @@ def detect(
     names: Path | None,
     runner: str,
     force: bool,
+    **options: Any,
 ) -> None:
     """Run MODEL on pictures, folders or list files and print what it finds.
 
     MODEL is a bundle folder, an .onnx file exported by this tool, or a Darknet .cfg with --weights. The picture is
     resized as the model's metadata says; boxes are in pixels of the original picture.
     """
-    from edgeyolo.images import Skipped, list_images
-    from edgeyolo.runners import open_runner
+    from edgeyolo.images import list_images
 
+    request = SheetRequest.take(options, force=force, curves=model.is_dir())
     if out is not None and os.path.lexists(out) and not (force and out.is_dir()):
         hint = "choose another one with -o, or add --force" if out.is_dir() else "choose another one with -o"
         raise InputError("the output folder exists", where=out, hint=hint)
     paths = [path for source in sources for path in list_images(source)]
-    opened = open_runner(model, runner, weights)
-    detector = _named(opened.detector, names, model)
-    thresholds = Thresholds(conf, iou, max_det)
-    skipped: Skipped = []
-    found: list[dict[str, Any]] = []
+    opened, second = request.open_against(open_model(model, runner, weights, names), names)
+    _check_boxes(opened, second, request)
+    run = Run(opened, Thresholds(conf, iou, max_det), [], [])
     used: set[str] = set()
+    found: list[dict[str, Any]] = []
     with _drawings(out, force) as folder:
-        for picture, result in _results(opened, detector, paths, thresholds, skipped):
-            found.append(_record(picture, result, detector))
+        for picture, result in _results(run, paths):
+            found.append(_record(picture, result, opened.detector))
             if not as_json:
                 _print_table(found[-1])
             if folder is not None:
-                _save_drawing(folder / _unused(picture.path.stem, used), picture.path, result, detector)
+                _save_drawing(folder / _unused(picture.path.stem, used), picture.path, result, opened.detector)
+            if request.wanted:
+                run.kept.append((picture.path, result))
+    runs = [run] if second is None else [run, _run_again(run, second)]
+    if request.sheet is not None:
+        from edgeyolo.sheet import write_sheet
+
+        write_sheet(request.sheet, _sheet(runs, [model, request.against], sources, request.sheet_pictures), force=force)
     if as_json:
-        document = {
-            "model": str(model),
-            "thresholds": {**dataclasses.asdict(thresholds), "nms": detector.nms_kind},
-            "pictures": found,
-            "skipped": [{"path": str(path), "reason": reason} for path, reason in skipped],
-        }
-        click.echo(json.dumps(document, indent=1))
+        click.echo(json.dumps(_document(runs, found), indent=1))
     else:
-        _print_summary(found, skipped, out)
-        _print_thresholds(thresholds, detector)
+        _print_summary(runs, found, out, request.sheet)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One model on all pictures: ``kept`` has what a sheet or a comparison needs, ``skipped`` what does not decode."""
+
+    model: Opened
+    thresholds: Thresholds
+    kept: list[tuple[Path, Detections | Classification]]
+    skipped: list[tuple[Path, str]]
+
+
+def _check_boxes(opened: Opened, second: Opened | None, request: SheetRequest) -> None:
+    """Refuse to compare what has no boxes."""
+    from edgeyolo.postprocess import is_classifier
+
+    for each in (opened, second):
+        if request.wanted and each is not None and is_classifier(each.detector):
+            raise InputError("a sheet and a comparison need boxes; this is a classifier", where=each.name)
+
+
+def _run_again(first: Run, second: Opened) -> Run:
+    """The second model on the pictures of the first."""
+    run = Run(second, first.thresholds, [], [])
+    run.kept.extend((picture.path, result) for picture, result in _results(run, [path for path, _ in first.kept]))
+    return run
+
+
+def _boxes(run: Run) -> list[Detections]:
+    """What a run found; ``_check_boxes`` has seen to it that there are no others."""
+    from edgeyolo.postprocess import Detections
+
+    return [result for _, result in run.kept if isinstance(result, Detections)]
+
+
+def _agreement(runs: list[Run]) -> Agreement:
+    """How far both models see the same objects."""
+    from edgeyolo.agreement import Agreement
+
+    total = Agreement()
+    for got, expected in zip(*(_boxes(run) for run in runs), strict=True):
+        total.add(expected, got)
+    return total
+
+
+def _sheet(runs: list[Run], paths: list[Path | None], sources: tuple[Path, ...], limit: int) -> Sheet:
+    """What the sheet shows."""
+    from edgeyolo.images import load_image
+    from edgeyolo.sheet import Sheet, Subject
+
+    detector = runs[0].model.detector
+    names = [detector.class_name(c) for c in range(detector.classes)]
+    sides = [side(run.model, path, _boxes(run)) for run, path in zip(runs, paths, strict=False) if path is not None]
+    pictures = [Subject(str(path), partial(load_image, path)) for path, _ in runs[0].kept]
+    title = "edgeyolo detect: " + " against ".join(Path(run.model.name).name for run in runs)
+    data = f"{len(pictures)} pictures of {', '.join(map(str, sources))}"
+    settings = tuple(dict.fromkeys(_thresholds_text(run) for run in runs))
+    return Sheet(title, data, settings, names, pictures, sides[0], sides[1] if len(sides) > 1 else None, limit)
+
+
+def _document(runs: list[Run], found: list[dict[str, Any]]) -> dict[str, Any]:
+    """The results as JSON has them."""
+    run = runs[0]
+    document = {
+        "model": run.model.name,
+        "thresholds": {**dataclasses.asdict(run.thresholds), "nms": run.model.detector.nms_kind},
+        "pictures": found,
+        "skipped": [{"path": str(path), "reason": reason} for path, reason in run.skipped],
+    }
+    for other in runs[1:]:
+        document["against"] = {"model": other.model.name, "agreement": agreement_json(_agreement(runs))}
+    return document
 
 
 @contextmanager
@@ -127,27 +205,7 @@ def _drawings(out: Path | None, force: bool) -> Iterator[Path | None]:
             yield folder
 
 
-def _named(detector: Detector | None, names: Path | None, model: Path) -> Detector:
-    """Return the model's facts with the class names of ``names``, if given."""
-    from edgeyolo.detector import read_names
-
-    if detector is None:
-        raise InputError(
-            "the model does not say how its outputs read",
-            where=model,
-            hint="export it with this tool, which writes that into the file",
-        )
-    if names is None:
-        return detector
-    found = read_names(names)
-    if len(found) != detector.classes:
-        raise InputError("wrong number of class names", where=names, got=len(found), allowed=detector.classes)
-    return dataclasses.replace(detector, names=found)
-
-
-def _results(
-    runner: Runner, detector: Detector, paths: list[Path], thresholds: Thresholds, skipped: list[tuple[Path, str]]
-) -> Iterator[tuple[Picture, Detections | Classification]]:
+def _results(run: Run, paths: list[Path]) -> Iterator[tuple[Picture, Detections | Classification]]:
     """Run the model on one picture after the other, behind a progress bar if there are many."""
     from rich.console import Console
     from rich.progress import track
@@ -157,13 +215,14 @@ def _results(
 
     console = Console(stderr=True)
     shown = track(paths, "detecting", console=console, transient=True, disable=len(paths) < MANY)
-    for picture in iter_images(shown, detector.preprocess, skipped):
+    runner, detector = run.model.runner, run.model.detector
+    for picture in iter_images(shown, detector.preprocess, run.skipped):
         runner.set_inputs(picture.pixels)
         runner.infer()
         if postprocess.is_classifier(detector):
             yield picture, postprocess.classify(runner.outputs(), detector)
         else:
-            options = dataclasses.asdict(thresholds)
+            options = dataclasses.asdict(run.thresholds)
             yield picture, postprocess.detect(runner.outputs(), detector, picture.size, **options)
 
 
@@ -220,22 +279,26 @@ def _print_table(record: dict[str, Any]) -> None:
         console.print("  " + ", ".join(f"{name} {count}" for name, count in counts.most_common()) + "\n")
 
 
-def _print_summary(found: list[dict[str, Any]], skipped: list[tuple[Path, str]], out: Path | None) -> None:
-    """Print totals, what was skipped and where the drawings went."""
+def _print_summary(runs: list[Run], found: list[dict[str, Any]], out: Path | None, sheet: Path | None) -> None:
+    """Print totals, what was skipped, where pictures went and what counted as a detection."""
     console = _console()
     total = sum(len(record.get("detections", ())) for record in found)
     console.print(f"{len(found)} picture(s), {total} detection(s)")
-    for path, reason in skipped:
+    for other in runs[1:]:
+        console.print(_printable(agreement_text(_agreement(runs), other.model.name)))
+    for path, reason in runs[0].skipped:
         console.print(_printable(f"  skipped {path}: {reason}"))
     if out is not None:
         console.print(_printable(f"drawn pictures: {out}{os.sep}"))
+    if sheet is not None:
+        console.print(_printable(f"sheet: {sheet}"))
+    console.print(_thresholds_text(runs[0]))
 
 
-def _print_thresholds(thresholds: Thresholds, detector: Detector) -> None:
-    """Say what counted as a detection."""
-    t = thresholds
-    text = f"score > {t.conf:g}, overlap <= {t.iou:g} ({detector.nms_kind}), at most {t.max_det} boxes a picture"
-    _console().print(text)
+def _thresholds_text(run: Run) -> str:
+    """What counts as a detection."""
+    t, kind = run.thresholds, run.model.detector.nms_kind
+    return f"score > {t.conf:g}, overlap <= {t.iou:g} ({kind}), at most {t.max_det} boxes a picture"
 
 
 def _unused(stem: str, used: set[str]) -> str:

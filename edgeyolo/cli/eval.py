@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from edgeyolo.cli.models import Opened, open_model
+from edgeyolo.cli.sheets import SheetRequest, agreement_json, agreement_text, sheet_options, side
+from edgeyolo.errors import InputError
+
 if TYPE_CHECKING:
-    from edgeyolo.evaluate import Score
+    from edgeyolo.agreement import Agreement
+    from edgeyolo.datasets import Dataset
+    from edgeyolo.evaluate import Findings, Score
+    from edgeyolo.postprocess import Detections
+    from edgeyolo.sheet import Sheet
 
 EPILOG = """\b
 Examples:
+  edgeyolo eval
   edgeyolo eval yolo.cfg --weights yolo.weights --data coco128/val --names coco.names
   edgeyolo eval out/yf-fpga --data voc/:val --json
   edgeyolo eval model.onnx --data set.data:val --convention darknet --conf 0.005
+  edgeyolo eval out/yf-fpga --against yolo.cfg --against-weights yolo.weights --data coco128/val --sheet sheet.html
 
 Figures are comparable only under equal settings, which is why they are printed. Those of OpenCV and PyTorch scripts
 usually come with --sampling centres --nms default, and some with --no-clip.
@@ -25,8 +35,9 @@ usually come with --sampling centres --nms default, and some with --no-clip.
 
 
 @click.command(epilog=EPILOG)
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option("--data", required=True, metavar="SOURCE", help="Labelled pictures: a folder, a file or scenes:val.")
+@click.argument("model", required=False, type=click.Path(path_type=Path))
+@click.option("--data", metavar="SOURCE", help="Labelled pictures: a folder, a file or scenes:val.")
+@click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Score at most N pictures, evenly spread.")
 @click.option("--weights", metavar="FILE", type=click.Path(path_type=Path), help="Weights of a Darknet .cfg.")
 @click.option("--names", metavar="FILE", type=click.Path(path_type=Path), help="The model's class names, one a line.")
 @click.option(
@@ -61,34 +72,140 @@ usually come with --sampling centres --nms default, and some with --no-clip.
     type=click.Choice(["coco", "darknet"]),
     help="COCO's average precision, or Darknet's map.",
 )
+@sheet_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
+@click.option("--force", is_flag=True, help="Replace the file of an earlier sheet.")
 def eval(
-    model: Path,
-    data: str,
+    model: Path | None,
+    data: str | None,
+    limit: int | None,
     weights: Path | None,
     names: Path | None,
     runner: str,
     as_json: bool,
+    force: bool,
     **choices: Any,
 ) -> None:
     """Score MODEL on a labelled data set.
 
-    MODEL is a bundle folder, an .onnx file exported by this tool, or a Darknet .cfg with --weights. Boxes are found as
-    by detect. Classes are matched by name where the model and the data set both have names, else by index.
+    MODEL is a bundle folder, an .onnx file exported by this tool, or a Darknet .cfg with --weights; without it the
+    default model that comes with the tool is scored on its own pictures. Boxes are found as by detect. Classes are
+    matched by name where the model and the data set both have names, else by index.
     """
-    from edgeyolo.cli.detect import _named
-    from edgeyolo.datasets import load_dataset
-    from edgeyolo.evaluate import Setting, evaluate
+    from edgeyolo.evaluate import Setting, find, score_findings, spread
     from edgeyolo.progress import Log
-    from edgeyolo.runners import open_runner
 
-    opened = open_runner(model, runner, weights)
-    detector = _named(opened.detector, names, model)
-    score = evaluate(opened, detector, load_dataset(data), Setting(**choices), Log(quiet=as_json))
+    request = SheetRequest.take(choices, force=force, curves=True)
+    setting, log = Setting(**choices), Log(quiet=as_json)
+    opened, second = request.open_against(_open(model, runner, weights, names), names)
+    dataset, source = _dataset(opened, model, data)
+    if limit is not None:
+        dataset, source = spread(dataset, limit), f"{source}, at most {limit} pictures"
+    results = []
+    for each in (opened, second):
+        if each is not None:
+            findings = find(each.runner, each.detector, dataset, setting, log)
+            results.append(Result(each, findings, score_findings(findings, setting)))
+    if request.sheet is not None:
+        from edgeyolo.sheet import write_sheet
+
+        paths = [path for path in (model or Path(opened.name), request.against) if path is not None]
+        write_sheet(request.sheet, _sheet(results, paths, source, request.sheet_pictures), force=force)
     if as_json:
-        click.echo(json.dumps(_document(score, model, data), indent=1))
+        click.echo(json.dumps(_document(results, source), indent=1))
     else:
-        _print(score)
+        _print(results)
+        if request.sheet is not None:
+            log.say(f"sheet: {request.sheet}")
+
+
+class Result(NamedTuple):
+    """One model's results."""
+
+    model: Opened
+    findings: Findings
+    score: Score
+
+
+def _open(model: Path | None, runner: str, weights: Path | None, names: Path | None) -> Opened:
+    """Open MODEL, or the default model."""
+    from edgeyolo.assets import CFG, NAMES, WEIGHTS
+
+    if model is not None:
+        return open_model(model, runner, weights, names)
+    if weights is not None:
+        raise InputError("weights of no model", where="--weights", hint="name the .cfg as MODEL")
+    opened = open_model(CFG, runner, WEIGHTS, names or NAMES)
+    return opened._replace(name=f"{CFG.name} (comes with edgeyolo)")
+
+
+def _dataset(opened: Opened, model: Path | None, data: str | None) -> tuple[Dataset, str]:
+    """Read the pictures; those of the default model serve a model of the same classes."""
+    from edgeyolo.assets import DATA
+    from edgeyolo.datasets import load_dataset
+    from edgeyolo.datasets.scenes import NAMES
+
+    if data is None and model is not None and opened.detector.names != NAMES:
+        raise InputError(
+            "say on which labelled pictures the model is scored",
+            where=opened.name,
+            hint=f"give them with --data; those of the default model ({DATA}) show other classes",
+        )
+    source = data or DATA
+    return load_dataset(source), source
+
+
+def _sheet(results: list[Result], paths: list[Path], source: str, limit: int) -> Sheet:
+    """What the sheet shows: only boxes that score enough to be looked at."""
+    from edgeyolo.sheet import Sheet, Subject
+
+    findings, score = results[0].findings, results[0].score
+    sides = [
+        side(result.model, path, _visible(result), result.score) for result, path in zip(results, paths, strict=True)
+    ]
+    pictures = [Subject(s.name, s.load, _labels(s.boxes, s.classes)) for s in findings.samples]
+    facts = f"{source}: {score.pictures} pictures, {score.boxes} boxes, {len(score.per_class)} classes that occur"
+    problems = "".join(f"; label problem: {count} x {reason}" for reason, count in _problems(score).items())
+    settings: tuple[str, ...] = (
+        *_settings(score),
+        f"pictures and agreement: boxes that score above {_shown_conf(score):g}",
+    )
+    if any(result.score.nms_kind != score.nms_kind for result in results):
+        settings = (*settings, f"the reference's own suppression: {results[1].score.nms_kind}")
+    title = "edgeyolo eval: " + " against ".join(Path(result.model.name).name for result in results)
+    other = sides[1] if len(sides) > 1 else None
+    return Sheet(title, facts + problems, settings, findings.names, pictures, sides[0], other, limit)
+
+
+def _shown_conf(score: Score) -> float:
+    """Average precision takes every box; people and the agreement of two models only those that ``detect`` shows."""
+    from edgeyolo.postprocess import CONF
+
+    return max(score.setting.conf, CONF)
+
+
+def _visible(result: Result) -> list[Detections]:
+    """The detections above that score. They are those that ``detect`` finds: a better box is never suppressed."""
+    found = result.findings.found
+    return [replace(d, boxes=d.boxes[k], scores=d.scores[k], classes=d.classes[k])
+            for d, k in ((d, d.scores > _shown_conf(result.score)) for d in found)]  # fmt: skip
+
+
+def _labels(boxes: Any, classes: Any) -> Detections:
+    """A picture's labels as certain detections."""
+    from edgeyolo.postprocess import Detections
+
+    return Detections(boxes, boxes[:, 0] * 0 + 1, classes)
+
+
+def _agreement(results: list[Result]) -> Agreement:
+    """How far both models see the same objects."""
+    from edgeyolo.agreement import Agreement
+
+    total = Agreement()
+    for got, expected in zip(*(_visible(result) for result in results), strict=True):
+        total.add(expected, got)
+    return total
 
 
 def _problems(score: Score) -> dict[str, int]:
@@ -96,12 +213,13 @@ def _problems(score: Score) -> dict[str, int]:
     return dict(Counter(f"{p.reason} ({p.action})" for p in score.problems).most_common())
 
 
-def _document(score: Score, model: Path, data: str) -> dict[str, Any]:
-    """The result as JSON has it."""
+def _document(results: list[Result], data: str) -> dict[str, Any]:
+    """The results as JSON has them."""
+    score = results[0].score
     thresholds = asdict(score.setting)
     convention = thresholds.pop("convention")
-    return {
-        "model": str(model),
+    document = {
+        "model": results[0].model.name,
         "data": data,
         "convention": convention,
         "thresholds": {**thresholds, "nms": score.nms_kind},
@@ -111,20 +229,37 @@ def _document(score: Score, model: Path, data: str) -> dict[str, Any]:
         "boxes": score.boxes,
         "label_problems": _problems(score),
     }
+    for other in results[1:]:
+        agreement = {**agreement_json(_agreement(results)), "conf": _shown_conf(score)}
+        document["against"] = {"model": other.model.name, **other.score.values, "agreement": agreement}
+    return document
 
 
-def _print(score: Score) -> None:
+def _settings(score: Score) -> tuple[str, ...]:
+    """What the figures rest on, one sentence each."""
+    from edgeyolo.evaluate import CONVENTIONS
+
+    s = score.setting
+    clip = "clipped to the picture" if s.clip else "not clipped"
+    suppressed = f"score > {s.conf:g}, overlap <= {s.iou:g} ({score.nms_kind}), at most {s.max_det} boxes a picture"
+    return CONVENTIONS[s.convention], f"{suppressed}, {clip}; pictures resized by {s.sampling}"
+
+
+def _print(results: list[Result]) -> None:
     """Print a table per class, the totals and what they rest on."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from edgeyolo.errors import printable
-    from edgeyolo.evaluate import CONVENTIONS
 
     def figure(value: float | None) -> str:
         return "-" if value is None else f"{value:.3f}"
 
+    def figures(score: Score) -> str:
+        return "  ".join(f"{name} {figure(score.values[name])}" for name in order)
+
+    score, order = results[0].score, ("AP", "AP50", "AP75", "APs", "APm", "APl")
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     table = Table()
     for column in ("class", "boxes", "AP", "AP50"):
@@ -132,13 +267,12 @@ def _print(score: Score) -> None:
     for c in score.per_class:
         table.add_row(Text(printable(c.name)), str(c.boxes), figure(c.ap), figure(c.ap50))
     console.print(table)
-    order = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-    console.print("  ".join(f"{name} {figure(score.values[name])}" for name in order))
-    s = score.setting
+    console.print(figures(score))
+    for other in results[1:]:
+        console.print(printable(f"{figures(other.score)}  ({other.model.name})"))
+        console.print(printable(agreement_text(_agreement(results), other.model.name)))
     console.print(f"{score.pictures} pictures, {score.boxes} boxes, {len(score.per_class)} classes that occur")
-    console.print(CONVENTIONS[s.convention])
-    clip = "clipped to the picture" if s.clip else "not clipped"
-    suppressed = f"score > {s.conf:g}, overlap <= {s.iou:g} ({score.nms_kind}), at most {s.max_det} boxes a picture"
-    console.print(f"{suppressed}, {clip}; pictures resized by {s.sampling}")
+    for line in _settings(score):
+        console.print(line)
     for reason, count in _problems(score).items():
         console.print(printable(f"label problem: {count} x {reason}"))
