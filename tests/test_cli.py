@@ -112,6 +112,7 @@ def test_errors_say_what_where_got_allowed_and_next() -> None:
         (("--max-drop", 1.5), "0 to 1"),
         (("--max-drop", "nan"), "0 to 1"),
         (("--calib-limit", 0), "--calib-limit"),
+        (("--data-limit", 2), "without --data"),
         (("--decode",), "--decode"),
         (("--dynamic-batch",), "--dynamic-batch"),
         (("--conf", 0.1), "--conf"),
@@ -158,7 +159,7 @@ def test_missing_files_are_named(tiny: Tiny, out: Path, tmp_path: Path) -> None:
     assert str(nowhere) in refusal("export", *tiny.model(), "--names", nowhere, *common)
     assert str(nowhere) in refusal(*tiny.fpga(out, "--calib", nowhere))
     assert "--calib" in refusal("export", *tiny.model(), "--target", "fpga", "-o", out)
-    assert "no model given" in refusal("export", "--target", "fpga")
+    assert "no model given" in refusal("export", "--target", "fpga", "--weights", tiny.weights, "-o", out)
     assert str(nowhere) in refusal("verify", nowhere)
     assert left(tmp_path) == []
 

@@ -93,6 +93,22 @@ def test_a_strangers_graph_folds_with_shared_weights_without_names_and_keeps_its
     assert_same_function(model, folded, FOLD_TOLERANCE * 4)  # two layers, each of gain 2
 
 
+def test_statistics_that_an_exporter_shares_through_identity_fold():
+    text = """(float[1,4,8,8] images) => (float[1,4,8,8] head) {
+        c = Conv<pads=[1,1,1,1]>(images, w)
+        g1 = Identity(g)
+        v1 = Identity(g1)
+        head = BatchNormalization(c, g1, t, m, v1)
+    }"""
+    parts = norm(4)
+    parts["g"] = np.abs(parts["g"])
+    model = build(text, {"w": normal(1, 4, 4, 3, 3), **{k: parts[k] for k in "gtm"}})
+    folded, fold = copy_model(model), FoldBatchNorm()
+    fold(folded)
+    assert (fold.folded, fold.declined) == (1, [])
+    assert_same_function(model, folded, FOLD_TOLERANCE)
+
+
 CONV = "c = Conv(images, w)\n"
 
 

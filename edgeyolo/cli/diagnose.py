@@ -80,14 +80,14 @@ def diagnose(model: Path | None, **options: Any) -> None:
     Every layer is quantised alone, the noisiest are given back their float values, and the --keep that helps most is
     found and measured. The last line is the command to run.
     """
-    from edgeyolo.export.fpga import fixed_point_form
+    from edgeyolo.export.fpga import check_raw, fixed_point_form
     from edgeyolo.export.prepare import PARITY_PICTURES, Stages, prepare
     from edgeyolo.frontend import load_source
     from edgeyolo.passes.graph import read_detector
     from edgeyolo.profile import load_profile
     from edgeyolo.progress import Log
 
-    command = _command(model, options)
+    command = export_command(model, options)
     path = model or _default(options)
     profile = load_profile("fpga", options["board"])
     config = _config(options, profile)
@@ -99,7 +99,7 @@ def diagnose(model: Path | None, **options: Any) -> None:
     with log.stage("load") as details:
         source = load_source(path, **{key: options[key] for key in ("weights", "imgsz", "names", "bn_eps")})
         details += [path.name, *source.notes]
-    _check_raw(source.model)
+    check_raw(source.model)
     pictures, labels = _pictures(options, read_detector(source.model), log)
     ready, _ = prepare(source.model, list(pictures.spread(PARITY_PICTURES)), stages, log)
     exact, _, _ = fixed_point_form(ready, pictures, stages, log)
@@ -138,17 +138,6 @@ def _config(options: dict[str, Any], profile: TargetProfile) -> QuantConfig:
         options["bits"], options["act_bits"], options["granularity"] or finest, options["method"], keep,
         options["equalise"], options["correct_bias"],
     )  # fmt: skip
-
-
-def _check_raw(model: ir.Model) -> None:
-    """Refuse a graph that decodes its boxes itself: nothing of that is quantised."""
-    from edgeyolo.errors import UnsupportedError
-    from edgeyolo.passes.graph import read_detector
-
-    present, wanted = {str(v.name) for v in model.graph.outputs}, {h.output for h in read_detector(model).heads}
-    if present != wanted:
-        what, hint = "the model's outputs are not its raw heads", "export it to ONNX without --decode and --nms"
-        raise UnsupportedError(what, got=", ".join(sorted(present)), allowed=", ".join(sorted(wanted)), hint=hint)
 
 
 def _pictures(
@@ -216,21 +205,12 @@ def _judge(
     return [{"F1": row.f1, "AP": row.ap, "AP50": row.ap50} for row in rows]
 
 
-def _command(model: Path | None, options: dict[str, Any]) -> list[str]:
+def export_command(model: Path | None, options: dict[str, Any]) -> list[str]:
     """The export that the request stands for, as the command line has it."""
     words = ["edgeyolo", "export", *([] if model is None else [str(model)]), "--target", "fpga"]
     usual = {"act_bits": 8, "method": "mse", "bn_eps": "alexeyab"}
     for key in (
-        "weights",
-        "names",
-        "imgsz",
-        "bn_eps",
-        "calib",
-        "data",
-        "bits",
-        "act_bits",
-        "granularity",
-        "method",
+        *("weights", "names", "imgsz", "bn_eps", "calib", "data", "bits", "act_bits", "granularity", "method"),
         "board",
     ):
         value = options[key]

@@ -10,23 +10,35 @@ import click
 from click.core import ParameterSource
 
 if TYPE_CHECKING:
-    from edgeyolo.export.fpga import FpgaResult
+    from edgeyolo.export.fpga import FpgaRequest, FpgaResult
+    from edgeyolo.export.labels import LabelledSet
+    from edgeyolo.export.pictures import PictureSet
+    from edgeyolo.export.prepare import Stages
+    from edgeyolo.frontend import Source
     from edgeyolo.progress import Log
+    from edgeyolo.quant.diagnose import Diagnosis
 
 EPILOG = """\b
 Examples:
+  edgeyolo export --target fpga --bits 4
   edgeyolo export yolo.cfg --weights yolo.weights --calib pictures/ --target fpga --bits 4 -o out/fpga
   edgeyolo export yolo.cfg --weights yolo.weights --target onnx --decode --nms --dynamic-batch -o yolo.onnx
   edgeyolo export model.onnx --calib list.txt --target fpga --bits 4 --keep first,head,depthwise=8 --layout tiled
-  edgeyolo export model.onnx --calib pictures/ --target fpga --act-bits 16 --format bin,mem --report --max-drop 0.1
+  edgeyolo export model.onnx --calib coco128/train --data coco128/val --target fpga --format bin,mem --max-drop 0.01
 
-Exit codes: 0 done, 2 bad input, 3 done but the agreement with the float model fell by more than --max-drop.
+Without MODEL: the detector of handwritten digits that comes with the package, its calibration recipe and its labelled
+scenes; nothing else is needed.
+
+Exit codes: 0 done, 2 bad input, 3 done but AP (with --data) or the agreement with the float model (without) fell by
+more than --max-drop.
 """
 
 
+SHOWN_LAYERS = 10
+"""Of --diagnose."""
 FPGA_ONLY = {
-    *("calib_limit", "bits", "act_bits", "keep", "granularity", "method", "equalise", "correct_bias", "board"),
-    *("layout", "formats", "golden", "max_drop", "report"),
+    *("data", "data_limit", "calib_limit", "bits", "act_bits", "keep", "granularity", "method", "equalise"),
+    *("correct_bias", "board", "layout", "formats", "golden", "max_drop", "report", "diagnose"),
 }
 ONNX_ONLY = {"dynamic_batch", "decode", "nms", "conf", "iou"}
 
@@ -45,8 +57,10 @@ def _options(command: Any) -> Any:
             "--bn-eps", default="alexeyab", show_default=True, type=click.Choice(["alexeyab", "pjreddie"]),
             help="Whose batch-norm epsilon a .cfg was trained with.",
         ),
-        click.option("--calib", type=path, help="Calibration pictures: a folder, a list file, a COCO128-like tree."),
+        click.option("--calib", metavar="SOURCE", help="Calibration pictures: folder, list, data set, recipe .toml."),
         click.option("--calib-limit", type=click.IntRange(min=1), help="Use at most so many of them."),
+        click.option("--data", metavar="SOURCE", help="Labelled pictures: what every stage does to AP, one row each."),
+        click.option("--data-limit", type=click.IntRange(min=1), help="Use at most so many of them, evenly spread."),
         click.option("--bits", default=8, show_default=True, help="Weight bits, 2 to 8."),
         click.option("--act-bits", default=8, show_default=True, help="Activation bits, 4 to 16."),
         click.option("--keep", multiple=True, metavar="LAYERS=BITS[/ACT]", help="Other bits for some layers."),
@@ -58,8 +72,9 @@ def _options(command: Any) -> Any:
         click.option("--layout", help="Weight order: oihw, ohwi, tiled or seed-v1 [default: the board's]."),
         click.option("--format", "formats", default="bin,h", show_default=True, help="Weight files: bin, mem, coe, h."),
         click.option("--golden", default=1, show_default=True, help="Pictures to store with every layer's output."),
-        click.option("--max-drop", type=float, help="Exit with code 3 if 1 - F1 against float exceeds this."),
+        click.option("--max-drop", type=float, help="Exit 3 if AP (with --data) or F1 (without) falls by more."),
         click.option("--report", is_flag=True, help="Print the table of all layers."),
+        click.option("--diagnose", is_flag=True, help="Name the layers that lose the accuracy, and suggest --keep."),
         click.option("--simplify/--no-simplify", default=True, help="Run onnxsim, checked numerically."),
         click.option("--dynamic-batch", is_flag=True, help="--target onnx: symbolic batch size."),
         click.option("--decode", is_flag=True, help="--target onnx: boxes and scores instead of raw heads."),
@@ -78,25 +93,46 @@ def _options(command: Any) -> Any:
 @_options
 def export(model: Path | None, **options: Any) -> None:
     """Turn MODEL (.cfg with --weights, or .onnx) into what a target needs."""
+    from edgeyolo.cli.diagnose import export_command
     from edgeyolo.errors import InputError
     from edgeyolo.progress import Log
 
     log = Log(quiet=options["as_json"])
-    _refuse_idle_options(options["target"], nms=options["nms"])
+    _refuse_idle_options(options["target"], nms=options["nms"], data=model is None or options["data"] is not None)
+    command = export_command(model, options)
     if model is None:
-        raise InputError(
-            "no model given", allowed=".cfg (with --weights) or .onnx", hint="edgeyolo export MODEL --target fpga"
-        )
+        model = _default(options, log)
     if not model.is_file():
         raise InputError("no such model", where=model, allowed=".cfg (with --weights) or .onnx")
     output = options["output"] or Path("out") / f"{model.stem}-{options['target']}"
     if options["target"] == "onnx":
         _onnx(model, output if output.suffix == ".onnx" else output.with_name(output.name + ".onnx"), options, log)
     else:
-        _fpga(model, output, options, log)
+        _fpga(model, output, options, log, command)
 
 
-def _refuse_idle_options(target: str, *, nms: bool) -> None:
+def _default(options: dict[str, Any], log: Log) -> Path:
+    """The embedded model; completes ``options`` with what belongs to it."""
+    from edgeyolo import assets
+    from edgeyolo.errors import InputError
+
+    given = [f"--{key}" for key in ("weights", "names") if options[key] is not None]
+    if given:
+        raise InputError(
+            "no model given", got=f"{' and '.join(given)} without MODEL", allowed=".cfg (with --weights) or .onnx",
+            hint="edgeyolo export MODEL ..., or neither for the embedded default",
+        )  # fmt: skip
+    options.update(weights=assets.WEIGHTS, names=assets.NAMES)
+    text = f"no MODEL given: the embedded default, {assets.CFG.name}"
+    if options["target"] == "fpga":
+        options["calib"] = options["calib"] or str(assets.CALIBRATION)
+        options["data"] = options["data"] or assets.DATA
+        text += f", calibrated on {Path(options['calib']).name}, judged on {options['data']}"
+    log.say(text)
+    return assets.CFG
+
+
+def _refuse_idle_options(target: str, *, nms: bool, data: bool) -> None:
     """An option that was given and would do nothing is a mistake, not a detail."""
     from edgeyolo.errors import InputError
 
@@ -105,13 +141,15 @@ def _refuse_idle_options(target: str, *, nms: bool) -> None:
     reasons = [(f"with --target {target}", FPGA_ONLY if target == "onnx" else ONNX_ONLY)]
     if not nms:
         reasons.append(("without --nms", {"conf", "iou"}))
+    if not data:
+        reasons.append(("without --data", {"data_limit"}))
     for reason, names in reasons:
         idle = [p.opts[0] for p in context.command.params if p.name in given & names]
         if idle:
             raise InputError(f"these options do nothing {reason}", got=", ".join(idle), hint="leave them out")
 
 
-def _load(model: Path, options: dict[str, Any], log: Log) -> Any:
+def _load(model: Path, options: dict[str, Any], log: Log) -> Source:
     from edgeyolo.frontend import load_source
 
     keys = ("weights", "imgsz", "names", "bn_eps", "dynamic_batch")
@@ -142,55 +180,99 @@ def _onnx(model: Path, output: Path, options: dict[str, Any], log: Log) -> None:
         click.echo(json.dumps({"output": str(output), "bytes": output.stat().st_size, "parity": parity}, indent=1))
 
 
-def _fpga(model: Path, output: Path, options: dict[str, Any], log: Log) -> None:
-    from edgeyolo.errors import AccuracyError, InputError
+def _fpga(model: Path, output: Path, options: dict[str, Any], log: Log, command: list[str]) -> None:
+    from edgeyolo.errors import InputError
     from edgeyolo.export.fpga import FpgaRequest, export_fpga
-    from edgeyolo.export.pictures import PictureSet
+    from edgeyolo.export.ledger import check_drop
     from edgeyolo.export.prepare import PARITY_PICTURES, Stages, prepare
     from edgeyolo.output import check_free
-    from edgeyolo.passes.graph import read_detector
 
     request = FpgaRequest.of(output, options)
-    check_free(output, force=request.force)
+    check_free(request.output, force=request.force)
     if options["calib"] is None:
         raise InputError("quantisation needs calibration pictures", hint="add --calib FOLDER")
-    source = _load(model, options, log)
-    with log.stage("pictures") as details:
-        pictures = PictureSet.find(options["calib"], read_detector(source.model).preprocess, options["calib_limit"])
-        details.append(f"{len(pictures)} calibration pictures")
-        if pictures.skipped:
-            path, reason = pictures.skipped[0]
-            log.warn(f"{len(pictures.skipped)} picture(s) skipped that do not decode, first {path}: {reason}")
+    source, pictures, labels = _inputs(model, options, log)
     stages = Stages(options["save_stages"])
     ready, parities = prepare(
         source.model, list(pictures.spread(PARITY_PICTURES)), stages, log, simplified=options["simplify"]
     )  # fmt: skip
-    result = export_fpga(source, ready, parities, pictures, request, stages, log)
+    result = export_fpga(source, ready, parities, pictures, request, stages, log, labels)
     _warn(result, log)
+    found = _diagnosis(result, pictures, labels, request, stages, log) if options["diagnose"] else None
     if options["as_json"]:
-        extra = {"pictures": len(pictures), "skipped": [str(path) for path, _ in pictures.skipped], "lost": result.lost}
+        skipped = [str(path) for path, _ in pictures.skipped]
+        extra = {"pictures": len(pictures), "skipped": skipped, "lost": result.ledger.lost}
+        extra |= {"diagnosis": found.to_json()} if found else {}
         click.echo(json.dumps({"output": str(output), **result.facts, **extra, "seconds": log.seconds}, indent=1))
     else:
         from edgeyolo.export.tables import print_result
 
         print_result(result, request, log, full=options["report"])
-    if result.lost_too_much(request.max_drop):
-        raise AccuracyError(
-            "the quantised model lost more agreement with the float model than allowed",
-            where=f"{output} (written all the same)",
-            got=result.agreement_text,
-            allowed=f"F1 of at least {1 - (request.max_drop or 0):g} (--max-drop {request.max_drop:g})",
-            hint="more --bits, --granularity per-channel, or --keep first,head,depthwise=8",
-        )
+        if found:
+            from edgeyolo.cli.diagnose import print_diagnosis
+
+            print_diagnosis(found, command, log, SHOWN_LAYERS)
+    check_drop(result.ledger, request.max_drop, output)
+
+
+def _diagnosis(
+    result: FpgaResult, pictures: PictureSet, labels: LabelledSet | None, request: FpgaRequest, stages: Stages, log: Log
+) -> Diagnosis:
+    """Ask which layers are guilty of what the ledger shows."""
+    from edgeyolo.cli.diagnose import run_diagnosis
+
+    with log.stage("diagnose"):
+        return run_diagnosis(
+            stages.models["40-fixed-form"], pictures, request.config, log, profile=request.profile, labels=labels,
+            max_drop=request.max_drop if labels is not None else None, top=SHOWN_LAYERS,
+        )  # fmt: skip
+
+
+def _inputs(model: Path, options: dict[str, Any], log: Log) -> tuple[Source, PictureSet, LabelledSet | None]:
+    """Load model, calibration pictures and labelled pictures; what does not go together is refused here."""
+    from edgeyolo.datasets import load_dataset
+    from edgeyolo.evaluate import spread
+    from edgeyolo.export.labels import check_labels
+    from edgeyolo.export.pictures import PictureSet
+    from edgeyolo.passes.graph import read_detector
+
+    data = options["data"]
+    dataset = None if data is None else load_dataset(data)
+    if dataset is not None and options["data_limit"]:
+        dataset = spread(dataset, options["data_limit"])
+    source = _load(model, options, log)
+    detector = read_detector(source.model)
+    with log.stage("pictures") as details:
+        labels = None
+        if dataset is not None:
+            labels = check_labels(dataset, data, detector, lambda indices: log.track(indices, "labelled pictures"))
+            details.append(f"{len(labels.samples)} labelled with {labels.boxes} boxes")
+            if labels.problems:
+                counts = ", ".join(f"{count} x {reason}" for reason, count in labels.problems.items())
+                log.warn(f"label problems in {data}: {counts}")
+        pictures = PictureSet.find(
+            options["calib"], detector.preprocess, options["calib_limit"],
+            lambda indices: log.track(indices, "calibration pictures"),
+        )  # fmt: skip
+        details.append(f"{len(pictures)} calibration pictures")
+        if pictures.skipped:
+            path, reason = pictures.skipped[0]
+            log.warn(f"{len(pictures.skipped)} picture(s) skipped that do not decode, first {path}: {reason}")
+    return source, pictures, labels
 
 
 def _warn(result: FpgaResult, log: Log) -> None:
     """Say it when the result no longer sees what the float model sees."""
-    figures = f"{result.agreement_text}, head SNR {result.snr_db:.1f} dB"
-    if result.lost:
+    from edgeyolo.export.ledger import JUDGED_AP
+
+    ledger = result.ledger
+    figures = f"{ledger.text}, head SNR {ledger.snr_db:.1f} dB"
+    if ledger.lost:
         log.warn(
             f"AGREEMENT WITH THE FLOAT MODEL IS LOST: {figures}. This bundle does not compute what the model computes. "
-            "Try more --bits, or --keep first,head,depthwise=8."
+            "Try more --bits, or --keep first,head,depthwise=8; edgeyolo diagnose names the layers to keep."
         )
-    elif not result.agreement.judged:
+    elif ledger.ap is not None and ledger.ap[0] < JUDGED_AP:
+        log.warn(f"the float model itself finds next to nothing: {figures}. Check --names, --imgsz and the labels.")
+    elif not ledger.agreement.judged:
         log.warn(f"there are no detections to compare: {figures}. Calibrate on pictures that show what it detects.")

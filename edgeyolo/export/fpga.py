@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -12,10 +12,13 @@ from typing import Any
 import onnx_ir as ir
 
 from edgeyolo import __version__
-from edgeyolo.agreement import Agreement
 from edgeyolo.bundle import MODEL, PROGRAM, write_manifest
 from edgeyolo.errors import InputError, UnsupportedError
+from edgeyolo.export.costs import blob_bytes
 from edgeyolo.export.golden import write_golden
+from edgeyolo.export.labels import LabelledSet
+from edgeyolo.export.ledger import Ledger, measure
+from edgeyolo.export.ledger_stages import ledger_stages
 from edgeyolo.export.oracle import Oracle
 from edgeyolo.export.pictures import PictureSet
 from edgeyolo.export.prepare import Parity, Stages
@@ -30,22 +33,18 @@ from edgeyolo.packing import LAYOUTS
 from edgeyolo.passes.dyadic_leaky import DyadicLeaky
 from edgeyolo.passes.graph import read_detector
 from edgeyolo.passes.pixel_input import PixelInput
-from edgeyolo.postprocess import detect
 from edgeyolo.profile import TargetProfile, check_program, load_profile
 from edgeyolo.program import IntegerProgram
 from edgeyolo.program_facts import program_facts
 from edgeyolo.program_image import encode_program
 from edgeyolo.progress import Log
-from edgeyolo.quant.calibrate import copy_model, run_pictures
-from edgeyolo.quant.compare import HeadSnr, LayerReport, compare_layers, head_snr
+from edgeyolo.quant.calibrate import copy_model
+from edgeyolo.quant.compare import LayerReport, compare_layers, head_snr
 from edgeyolo.quant.config import GRANULARITIES, QuantConfig, parse_keep
 from edgeyolo.quant.quantise import QuantResult, quantise
 
-LOST = 0.5
-"""Below this agreement with the float model's detections the export warns: half of what a user sees has changed."""
-LOST_SNR_DB = 6.0
-"""Where there are no detections to compare: noise half as large as the heads' signal."""
 AGREEMENT_PICTURES = 64
+"""Calibration pictures of the ledger where there is no labelled set."""
 REPORT_PICTURES = 8
 
 
@@ -58,7 +57,7 @@ class FpgaRequest:
         layout: ``oihw``, ``ohwi``, ``tiled`` or ``seed-v1``.
         formats: any of ``bin``, ``mem``, ``coe``, ``h``.
         golden: pictures whose every layer is stored.
-        max_drop: largest loss of agreement (1 - F1) that is not an error.
+        max_drop: largest loss that is not an error: of AP with labels, of agreement (1 - F1) without.
     """
 
     output: Path
@@ -106,29 +105,13 @@ class FpgaResult:
 
     quant: QuantResult
     program: IntegerProgram
-    agreement: Agreement
-    pictures: int
-    snr_db: float
+    ledger: Ledger
     layers: tuple[LayerReport, ...]
     slopes: dict[float, str]
     slope_snr_db: float | None
     files: dict[str, int]
     compared: int
     facts: dict[str, Any]
-
-    @property
-    def lost(self) -> bool:
-        """Whether the integer program no longer sees what the float model sees."""
-        return self.agreement.f1 < LOST if self.agreement.judged else self.snr_db < LOST_SNR_DB
-
-    def lost_too_much(self, max_drop: float | None) -> bool:
-        """Whether the loss of agreement exceeds what the user allows, or cannot be judged."""
-        return max_drop is not None and (not self.agreement.judged or 1 - self.agreement.f1 > max_drop)
-
-    @property
-    def agreement_text(self) -> str:
-        """The agreement in words and figures."""
-        return describe_agreement(self.agreement, self.pictures)
 
 
 def _check_seed_v1(granularity: str, formats: tuple[str, ...]) -> None:
@@ -146,15 +129,23 @@ def _check_seed_v1(granularity: str, formats: tuple[str, ...]) -> None:
 
 def export_fpga(
     source: Source, model: ir.Model, parities: list[Parity], pictures: PictureSet, request: FpgaRequest,
-    stages: Stages, log: Log,
+    stages: Stages, log: Log, labels: LabelledSet | None = None,
 ) -> FpgaResult:  # fmt: skip
     """Quantise the prepared float ``model`` on ``pictures`` and write the bundle.
+
+    Args:
+        source, model, parities: from the front end, and of it by ``prepare``.
+        pictures: for calibration; the ledger is about them too where there are no ``labels``.
+        request: what to write.
+        stages: as ``prepare`` left it: what it keeps are the ledger's float stages.
+        log: receives stages and progress.
+        labels: labelled pictures for the ledger.
 
     Raises:
         UnsupportedError: the model or the options ask for what the integer program or the board cannot do.
     """
     check_free(request.output, force=request.force)
-    _check_raw(model)
+    check_raw(model)
     exact, slopes, slope_snr = fixed_point_form(model, pictures, stages, log)
     with log.stage("quantise") as details:
         quant = quantise(exact, pictures, request.config, lambda items, title: log.track(items, title, len(pictures)))
@@ -167,33 +158,36 @@ def export_fpga(
         program = lower_fixed(quant.model)
         check_program(program, request.profile)
         details.append(f"{len(program.ops)} operations, peak activations {program.arena_bytes:,} bytes")
-    with log.stage("compare") as details:
-        sample = pictures.spread(AGREEMENT_PICTURES)
-        agreement, snr = agree(model, quant.model, sample, log)
+    with log.stage("ledger") as details:
         layers = tuple(compare_layers(quant.reference, quant.model, quant.plan, pictures.spread(REPORT_PICTURES)))
-        details += [describe_agreement(agreement, len(sample)), f"head SNR {snr:.1f} dB"]
-    ledger = {
+        ledger = _ledger(source, quant, program, pictures, request, stages, log, labels)
+        details += [ledger.text, f"head SNR {ledger.snr_db:.1f} dB"]
+    record = {
         "parity": [asdict(p) for p in parities],
         "slopes": {str(k): v for k, v in slopes.items()},
         "refinement": [asdict(s) for s in quant.steps],
-        "head_snr_db": round(snr, 3),
-        "agreement": {
-            **asdict(agreement),
-            "f1": round(agreement.f1, 6) if agreement.judged else None,
-            "pictures": len(sample),
-        },
+        **ledger.to_json(),
     }
-    facts = _facts(source, program, request, ledger)
+    facts = _facts(source, program, request, record)
     with log.stage("write") as details, new_folder(request.output, force=request.force) as folder:
         compared = _write(folder, quant.model, program, pictures, request, facts, layers)
         written = {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
         details.append(f"{len(written)} files; {compared:,} golden elements equal to ONNX Runtime's")
-    return FpgaResult(
-        quant, program, agreement, len(sample), snr, layers, slopes, slope_snr, written, compared, facts
-    )  # fmt: skip
+    return FpgaResult(quant, program, ledger, layers, slopes, slope_snr, written, compared, facts)
 
 
-def _check_raw(model: ir.Model) -> None:
+def _ledger(
+    source: Source, quant: QuantResult, program: IntegerProgram, pictures: PictureSet, request: FpgaRequest,
+    stages: Stages, log: Log, labels: LabelledSet | None,
+) -> Ledger:  # fmt: skip
+    """Run every stage of this export on the labelled pictures, or on some of the calibration's."""
+    sample = pictures.spread(AGREEMENT_PICTURES) if labels is None else labels.pictures
+    images = blob_bytes(program, request.profile, request.layout, source.name)
+    rows = ledger_stages(stages.models, quant, program, images, len(sample))
+    return measure(rows, read_detector(source.model), sample, labels, log)
+
+
+def check_raw(model: ir.Model) -> None:
     """Refuse a graph that decodes its boxes itself: integers end where the heads end."""
     present = [str(value.name) for value in model.graph.outputs]
     wanted = [head.output for head in read_detector(model).heads]
@@ -220,31 +214,6 @@ def fixed_point_form(
             details.append(f"head SNR {snr:.1f} dB")
     stages.save("40-fixed-form", exact)
     return exact, leaky.changed, snr
-
-
-def describe_agreement(counts: Agreement, pictures: int) -> str:
-    """One line for people."""
-    if not counts.judged:
-        return f"no detections to compare on {pictures} pictures"
-    found = f"{counts.matched} matched, {counts.missed} missed, {counts.invented} invented"
-    return f"F1 {counts.f1:.3f} on {pictures} pictures ({found})"
-
-
-def agree(reference: ir.Model, quantised: ir.Model, pictures: PictureSet, log: Log) -> tuple[Agreement, float]:
-    """Compare what two models detect, and their heads' SNR in dB; heads of unknown meaning agree on nothing."""
-    agreement, sums = Agreement(), HeadSnr()
-    detector = read_detector(reference)
-    boxes = bool(detector.heads) and not any(head.kind in ("raw", "classifier") for head in detector.heads)
-    names = [str(value.name) for value in reference.graph.outputs]
-    size = (detector.preprocess.width, detector.preprocess.height)
-    plain = replace(detector, preprocess=replace(detector.preprocess, resize="stretch"))
-    runs = zip(run_pictures(reference, names, pictures), run_pictures(quantised, names, pictures), strict=True)
-    for expected, got in log.track(runs, "comparing detections", len(pictures)):
-        sums.add(expected, got)
-        if boxes:
-            found = (detect([a[h.output][0] for h in detector.heads], plain, size) for a in (expected, got))
-            agreement.add(*found)
-    return agreement, sums.decibel
 
 
 def _facts(source: Source, program: IntegerProgram, request: FpgaRequest, ledger: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from edgeyolo.errors import InputError
 from edgeyolo.images import Pixels
 from edgeyolo.ort import model_bytes, open_session, run
 from edgeyolo.passes.fold_batchnorm import FoldBatchNorm
-from edgeyolo.passes.graph import read_detector
+from edgeyolo.passes.graph import drop_unused, read_detector
 from edgeyolo.passes.merge_pad_pool import MergePadPool
 from edgeyolo.passes.simplify import count_nodes, simplify
 from edgeyolo.progress import Log
@@ -33,13 +33,15 @@ class Parity:
 
 
 class Stages:
-    """Saves the model after every stage into a folder, or does nothing without one."""
+    """Keeps the model after every stage by its name, and writes it into a folder where there is one."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
+        self.models: dict[str, ir.Model] = {}
 
     def save(self, name: str, model: ir.Model) -> None:
-        """Write ``<name>.onnx``. Raises InputError if the disk refuses."""
+        """Keep ``model`` and write ``<name>.onnx``. Raises InputError if the disk refuses."""
+        self.models[name] = model
         if self.folder is None:
             return
         try:
@@ -63,6 +65,7 @@ def prepare(
     with log.stage("fold BN") as details:
         folded, fold = copy_model(model), FoldBatchNorm()
         fold(folded)
+        drop_unused(folded)
         parities.append(parity("folded", model, folded, pictures))
         details += [f"{fold.folded} folded", *fold.declined, _text(parities[-1])]
     stages.save("20-folded", folded)

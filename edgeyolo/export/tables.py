@@ -9,6 +9,7 @@ from rich.table import Table
 
 from edgeyolo.errors import printable
 from edgeyolo.export.fpga import FpgaRequest, FpgaResult
+from edgeyolo.export.ledger import Ledger
 from edgeyolo.program import Conv
 from edgeyolo.progress import Log
 from edgeyolo.quant.compare import LayerReport
@@ -23,7 +24,7 @@ def print_result(result: FpgaResult, request: FpgaRequest, log: Log, *, full: bo
         layers = sorted(layers, key=lambda layer: layer.sqnr_db)[:WORST]
     title = "layers against float" if full else f"the {len(layers)} worst layers against float (--report shows all)"
     log.table(layer_table(layers, title))
-    log.table(_refinements(result))
+    log.table(ledger_table(result.ledger))
     log.table(_summary(result, request))
     pictures = "" if request.golden else " --pictures FOLDER"
     log.say(f"\nnext: edgeyolo verify {request.output}{pictures}")
@@ -45,17 +46,28 @@ def layer_table(layers: list[LayerReport], title: str) -> Table:
     return table
 
 
-def _refinements(result: FpgaResult) -> Table:
-    table = Table(title="refinements, by head SNR")
-    for column in ("quantisation", "dB", "kept"):
-        table.add_column(column, justify="left" if column == "quantisation" else "right")
-    for step in result.quant.steps:
-        table.add_row(step.name, f"{step.head_snr_db:.1f}", "yes" if step.kept else "")
+def ledger_table(ledger: Ledger) -> Table:
+    """One row a stage: AP50 and AP (with labels); F1, SNR against the source, bytes, MACs, which candidate is kept."""
+    where = f"{ledger.pictures} pictures of {ledger.data}" if ledger.data else f"{ledger.pictures} calibration pictures"
+    table = Table(title=f"ledger, on {printable(where)}", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("stage", overflow="fold", min_width=16)
+    for column in ("AP50", "AP", "F1", "SNR dB", "bytes", "MACs", "kept"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in ledger.rows:
+        table.add_row(
+            row.stage, _figure(row.ap50), _figure(row.ap), _figure(row.f1),
+            "same" if row.snr_db is None else f"{row.snr_db:.1f}", f"{row.nbytes:,}",
+            f"{row.macs / 1e6:,.2f} M", "yes" if row.kept else "",
+        )  # fmt: skip
     return table
 
 
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
 def _summary(result: FpgaResult, request: FpgaRequest) -> Table:
-    facts = result.facts["program"]
+    facts, ledger = result.facts["program"], result.ledger
     folders: Counter[str] = Counter()
     for name, size in result.files.items():
         folders[name.split("/")[0] + ("/" if "/" in name else "")] += size
@@ -71,11 +83,17 @@ def _summary(result: FpgaResult, request: FpgaRequest) -> Table:
         "accumulators": f"{facts['accumulator_bits']} bit worst case, proven from the weights",
         "exact in float32": f"{facts['float32_exact_layers']} of {facts['convolutions']} convolutions for any input",
         "activations": f"{facts['arena_bytes']:,} bytes at the peak",
-        "head SNR": f"{result.snr_db:.1f} dB against float, channel means removed",
-        "same detections": result.agreement_text,
+        **({"accuracy": f"{ledger.ap_text} ({_setting(ledger)})"} if ledger.ap else {}),
+        "head SNR": f"{ledger.snr_db:.1f} dB against float, channel means removed",
+        "same detections": ledger.agreement_text,
         "golden": f"{result.compared:,} elements of every layer equal to ONNX Runtime's" if request.golden else "none",
         **{name: f"{size:,} bytes" for name, size in sorted(folders.items())},
     }
     for name, text in rows.items():
         table.add_row(name, text)
     return table
+
+
+def _setting(ledger: Ledger) -> str:
+    s = ledger.setting
+    return f"{s.convention.upper()}'s AP, score > {s.conf:g}, overlap <= {s.iou:g}, at most {s.max_det} a picture"

@@ -14,7 +14,12 @@ from edgeyolo.errors import InputError
 
 
 def constant(value: ir.Value | None) -> npt.NDArray[Any] | None:
-    """The array behind an initializer or Constant node, or None when the value is computed."""
+    """The array behind an initializer or Constant node, or None when the value is computed.
+
+    Identity nodes are looked through: exporters share equal tensors by them, such as batch norms that nobody trained.
+    """
+    while value is not None and (node := value.producer()) is not None and node.op_type == "Identity":
+        value = node.inputs[0]
     if value is None:
         return None
     tensor = ir.convenience.get_const_tensor(value)

@@ -37,13 +37,28 @@ class RefineStep:
 
 
 @dataclass(frozen=True, eq=False)
+class Candidate:
+    """One combination of refinements: the float graph it quantises, plan, quantised graph, SNR on held-out pictures."""
+
+    name: str
+    reference: ir.Model
+    plan: Plan
+    model: ir.Model
+    head_snr_db: float
+
+
+@dataclass(frozen=True, eq=False)
 class QuantResult:
-    """The float graph that was quantised (equalised where that helped), its quantised form, the plan and the ledger."""
+    """The float graph that was quantised (equalised where that helped), its quantised form, the plan and the ledger.
+
+    ``candidates`` are all combinations that were tried, in order; ``model`` is the very object of the best one.
+    """
 
     reference: ir.Model
     model: ir.Model
     plan: Plan
     steps: tuple[RefineStep, ...]
+    candidates: tuple[Candidate, ...]
 
 
 def quantise(
@@ -82,30 +97,19 @@ def quantise(
             candidates += _candidates("equalise", scaled, plan, config, batch, held_out)
     best = max(candidates, key=lambda candidate: candidate.head_snr_db)
     steps = tuple(RefineStep(c.name, c.head_snr_db, best.name.startswith(c.name)) for c in candidates)
-    return QuantResult(best.reference, best.model, best.plan, steps)
-
-
-@dataclass(frozen=True, eq=False)
-class _Candidate:
-    """One combination of refinements, measured."""
-
-    name: str
-    reference: ir.Model
-    plan: Plan
-    model: ir.Model
-    head_snr_db: float
+    return QuantResult(best.reference, best.model, best.plan, steps, tuple(candidates))
 
 
 def _candidates(
     name: str, reference: ir.Model, plan: Plan, config: QuantConfig, batch: Float32, held_out: list[Pixels]
-) -> list[_Candidate]:
+) -> list[Candidate]:
     """The plan as it is, and with corrected biases: what one refinement is worth may depend on the other."""
     plans = {name: plan}
     if config.correct_bias:
         plans[f"{name} + correct biases"] = correct_bias(reference, plan, batch)
     models = {label: insert_qdq(reference, each) for label, each in plans.items()}
     return [
-        _Candidate(label, reference, plans[label], quantised, head_snr(reference, quantised, held_out))
+        Candidate(label, reference, plans[label], quantised, head_snr(reference, quantised, held_out))
         for label, quantised in models.items()
     ]
 
