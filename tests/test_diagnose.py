@@ -274,6 +274,17 @@ def test_the_json_document(tmp_path: Path) -> None:
     assert shares == pytest.approx(1, abs=1e-4)
 
 
+def test_an_export_can_diagnose_itself(tmp_path: Path) -> None:
+    for index, pixels in enumerate(SAMPLE):
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(tmp_path / f"{index}.png")
+    options = ("--granularity", "per-tensor", "--bits", 4, "--no-equalise", "--calib", tmp_path, "--diagnose")
+    export = ("export", model_file(tmp_path, 3), "--target", "fpga", *options)
+    document = json.loads(succeed(*export, "-o", tmp_path / "a", "--json").stdout)
+    assert document["diagnosis"]["guilty"] == ["c3"]
+    shown = succeed(*export, "-o", tmp_path / "b").stdout
+    assert "layers stand out: c3" in shown and "--keep c3=8" in shown.splitlines()[-1]
+
+
 def test_the_printed_command_runs(tiny: Tiny, tmp_path: Path) -> None:
     shown = succeed(
         "diagnose", *tiny.model(), "--calib", tiny.pictures, "--bits", 2, "--names", tiny.names, "--calib-limit", 2
@@ -324,4 +335,4 @@ def test_bad_input_ends_with_a_message(tiny: Tiny, tmp_path: Path) -> None:
 def test_a_graph_that_decodes_itself_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     path = tmp_path / "decoded.onnx"
     succeed("export", *tiny.model(), "--target", "onnx", "--decode", "-o", path)
-    assert "not its raw heads" in refusal("diagnose", path, "--calib", tiny.pictures)
+    assert "not the raw heads" in refusal("diagnose", path, "--calib", tiny.pictures)
