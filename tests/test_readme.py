@@ -62,7 +62,14 @@ def test_every_command_runs_in_order(folder, monkeypatch):
             assert program == "edgeyolo", line
             result = edgeyolo(*arguments)
             assert result.exit_code == 0, f"{line}\n{result.output}"
-    for name in ("out/fpga/manifest.json", "out/yolo8/weights/headers/network.h", "out/yolo.onnx", "drawn"):
+    made = (
+        "out/digits-fpga/manifest.json",
+        "out/yolo8/weights/headers/network.h",
+        "out/yolo.onnx",
+        "drawn",
+        "eval.html",
+    )
+    for name in (*made, "out/training/last.weights"):
         assert (folder / name).exists(), name
 
 
