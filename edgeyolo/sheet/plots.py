@@ -99,7 +99,7 @@ def _precision(axes: Axes, sheet: Sheet) -> None:
         label = f"{role}, AP50 {ap:.3f}"
         axes.plot(RECALLS, side.score.precision, style, color=COLOURS[role], label=label, linewidth=1.8)
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
-    axes.legend(frameon=False, loc="upper right")
+    axes.legend(frameon=False, loc="lower left")
 
 
 def _noise(axes: Axes, side: Side, colour: str) -> None:
