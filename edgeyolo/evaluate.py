@@ -7,7 +7,9 @@ by faster-coco-eval. Darknet: ``validate_detector_map`` (AlexeyAB) with its defa
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -132,11 +134,13 @@ def evaluate(runner: Runner, detector: Detector, dataset: Dataset, setting: Sett
 
 def find(runner: Runner, detector: Detector, dataset: Dataset, setting: Setting, log: Log) -> Findings:
     """The first half of ``evaluate``: run the model on every picture."""
+    if setting.convention == "coco":
+        need_metric()
     index = match_classes(detector, dataset.names)
     if setting.nms != "model":
         detector = dataclasses.replace(detector, nms_kind=setting.nms)
     samples, found, problems = [], [], list(dataset.problems)
-    for sample in log.track(dataset.samples, "evaluating", len(dataset.samples)):
+    for number, sample in enumerate(log.track(dataset.samples, "evaluating", len(dataset.samples))):
         try:
             pixels = sample.load()
         except InputError as error:
@@ -144,7 +148,9 @@ def find(runner: Runner, detector: Detector, dataset: Dataset, setting: Setting,
             continue
         runner.set_inputs(_network_pixels(pixels, detector.preprocess, setting.sampling))
         runner.infer()
-        samples.append(dataclasses.replace(sample, classes=index[sample.classes]))
+        # A generated scene holds its pixels: memory must not grow with the number of pictures.
+        again = partial(_load, dataset.samples, number)
+        samples.append(dataclasses.replace(sample, classes=index[sample.classes], load=again))
         found.append(_detect(runner.outputs(), detector, sample.size, setting))
     names = tuple(_label(detector, dataset.names, index, c) for c in range(detector.classes))
     return Findings(detector, names, tuple(samples), tuple(found), tuple(problems))
@@ -197,6 +203,8 @@ def match_classes(detector: Detector, names: Sequence[str]) -> npt.NDArray[np.in
     numbered = [str(i) for i in range(max(len(names), detector.classes))]
     unnamed = list(names) == numbered[: len(names)]
     if detector.names and list(detector.names) != numbered[: len(detector.names)] and not unnamed:
+        if list(names) == list(detector.names):
+            return np.arange(len(names))  # also where a name occurs twice
         missing = [name for name in names if name not in detector.names]
         if not missing:
             return np.array([detector.names.index(name) for name in names], np.int64)
@@ -253,14 +261,23 @@ def sample_centres(image: Pixels, width: int, height: int) -> Pixels:
     return np.rint(blend(blend(image.astype(np.float32), height, 0), width, 1)).astype(np.uint8)
 
 
+def need_metric() -> None:
+    """Raise InputError, before any work, if the library that computes COCO's AP is missing."""
+    if importlib.util.find_spec("faster_coco_eval") is None:
+        raise InputError("COCO's AP needs faster-coco-eval", hint="pip install 'edgeyolo[eval]'")
+
+
+def _load(samples: Sequence[Sample], number: int) -> Pixels:
+    """Decode, or make, a picture once more."""
+    return samples[number].load()
+
+
 def score_coco(
     samples: Sequence[Sample], found: Sequence[Detections], names: Sequence[str], max_det: int = 100
 ) -> tuple[dict[str, float | None], tuple[ClassScore, ...]]:
     """COCO's average precision over all pictures, and per class; the classes of both are positions in ``names``."""
-    try:
-        from faster_coco_eval import COCO, COCOeval_faster
-    except ImportError as error:
-        raise InputError("COCO's AP needs faster-coco-eval", hint="pip install 'edgeyolo[eval]'") from error
+    need_metric()
+    from faster_coco_eval import COCO, COCOeval_faster
 
     quiet: dict[str, Any] = {"print_function": lambda *_: None}
     truth = COCO(_coco_truth(samples, len(names)), **quiet)

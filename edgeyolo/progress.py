@@ -19,8 +19,8 @@ class Log:
     """Lines and bars on a console; ``quiet`` prints nothing (for --json and tests)."""
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
-        self.console = console or Console(stderr=True, highlight=False, markup=False)
-        self.results = console or Console(highlight=False, markup=False)
+        self.console = console or Console(stderr=True, highlight=False, markup=False, emoji=False)
+        self.results = console or Console(highlight=False, markup=False, emoji=False)
         self.quiet = quiet
         self.seconds: dict[str, float] = {}
 

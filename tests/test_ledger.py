@@ -287,3 +287,12 @@ def test_weights_without_their_model_are_refused(tiny: Tiny, tmp_path: Path) -> 
     message = refusal("export", "--target", "fpga", "--weights", tiny.weights, "-o", tmp_path / "out")
     assert "--weights without MODEL" in message and "no model given" in message
     assert "--names" in refusal("export", "--target", "onnx", "--names", tiny.names, "-o", tmp_path / "out")
+
+
+def test_a_loss_of_just_what_is_allowed_is_allowed() -> None:
+    """198 matched of 200 and 200 is an F1 of .99, whose distance to 1 is not exactly .01 in binary."""
+    counts = Agreement(198, 2, 2)
+    ledger = Ledger((LedgerRow("a", None, None, 1.0, None, 1, 1),) * 2, None, 1, 0, 1, Setting(), {}, counts, 20.0)
+    check_drop(ledger, 0.01, "out")
+    with pytest.raises(AccuracyError):
+        check_drop(ledger, 0.0099, "out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,13 @@ import pytest
 from tiny_models import PICTURES, SIZE, Tiny
 
 from edgeyolo import assets
-from edgeyolo.datasets import load_dataset
-from edgeyolo.detector import Preprocess
+from edgeyolo.datasets import Dataset, Sample, load_dataset
+from edgeyolo.detector import Detector, Head, Preprocess
 from edgeyolo.errors import InputError
 from edgeyolo.export import pictures
-from edgeyolo.export.pictures import PictureSet
-from edgeyolo.images import to_input
+from edgeyolo.export.labels import check_labels
+from edgeyolo.export.pictures import Entry, PictureSet
+from edgeyolo.images import Pixels, to_input
 
 SQUARE = Preprocess(SIZE, SIZE)
 
@@ -71,3 +73,30 @@ def test_sources_that_are_not_there_are_named(source: str) -> None:
     with pytest.raises(InputError) as caught:
         PictureSet.find(source, SQUARE)
     assert source.split(":", maxsplit=1)[0] in str(caught.value)
+
+
+def flat(grey: int) -> Callable[[], Pixels]:
+    """What decodes to one grey."""
+    return lambda: np.full((SIZE, SIZE, 3), grey, np.uint8)
+
+
+def broken() -> Pixels:
+    raise InputError("cannot decode the picture", got="truncated")
+
+
+def test_pictures_of_one_name_are_kept_apart() -> None:
+    """Lists name pictures in several folders, and a data set knows those outside of it by their file names only."""
+    found = PictureSet.of([Entry(Path("000.png"), flat(grey)) for grey in (10, 20, 30)], SQUARE)
+    assert [int(p[0, 0, 0]) for p in found] == [10, 20, 30] == [int(p[0, 0, 0]) for p in found.spread(3)]
+
+
+def test_a_broken_picture_takes_only_its_own_labels_along() -> None:
+    samples = [
+        Sample("000.png", (SIZE, SIZE), np.array([[0, 0, 9, 9]], np.float32), np.array([c]), load)
+        for c, load in ((0, flat(10)), (1, broken), (2, flat(30)))
+    ]
+    head = Head("h", "yolo", stride=(8.0, 8.0), anchors=((9.0, 9.0),), classes=3)
+    found = check_labels(Dataset(("a", "b", "c"), samples), "set", Detector("test", SQUARE, (head,)))
+    assert [int(s.classes[0]) for s in found.samples] == [0, 2]
+    assert [int(p[0, 0, 0]) for p in found.pictures] == [10, 30]
+    assert found.problems == {"picture does not decode (left out)": 1}

@@ -364,7 +364,10 @@ def test_only_bundles_have_a_plot_of_their_layers(good_bundle: Path, tiny, tmp_p
     "report",
     ["{}", "[1]", "[" * 5000, '[{"name": 1}]', "[NaN]", " " * (MAX_BYTES + 1),
      '[{"name": "a", "qtype": "b", "snr_db": NaN, "clipped": 0, "saturated": 0}]',
-     '[{"name": "a", "qtype": "b", "snr_db": true, "clipped": 0, "saturated": 0}]'],
+     '[{"name": "a", "qtype": "b", "snr_db": true, "clipped": 0, "saturated": 0}]',
+     '[{"name": "a", "qtype": "b", "snr_db": ' + "9" * 400 + ', "clipped": 0, "saturated": 0}]',
+     '[{"name": "a", "qtype": "b", "snr_db": 1e308, "clipped": 0, "saturated": 0}]',
+     '[{"name": "a", "qtype": "b", "snr_db": 9, "clipped": 2, "saturated": 0}]'],
 )  # fmt: skip
 def test_damaged_reports_are_refused(tmp_path: Path, report: str):
     from edgeyolo.bundle import write_manifest

@@ -114,7 +114,7 @@ def eval(
     if as_json:
         click.echo(json.dumps(_document(results, source), indent=1))
     else:
-        _print(results)
+        _print(results, source)
         if request.sheet is not None:
             log.say(f"sheet: {request.sheet}")
 
@@ -245,7 +245,7 @@ def _settings(score: Score) -> tuple[str, ...]:
     return CONVENTIONS[s.convention], f"{suppressed}, {clip}; pictures resized by {s.sampling}"
 
 
-def _print(results: list[Result]) -> None:
+def _print(results: list[Result], source: str) -> None:
     """Print a table per class, the totals and what they rest on."""
     from rich.console import Console
     from rich.table import Table
@@ -271,6 +271,7 @@ def _print(results: list[Result]) -> None:
     for other in results[1:]:
         console.print(printable(f"{figures(other.score)}  ({other.model.name})"))
         console.print(printable(agreement_text(_agreement(results), other.model.name)))
+    console.print(printable(f"{results[0].model.name} on {source}"))
     console.print(f"{score.pictures} pictures, {score.boxes} boxes, {len(score.per_class)} classes that occur")
     for line in _settings(score):
         console.print(line)

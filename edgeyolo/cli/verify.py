@@ -75,7 +75,7 @@ def _print(verdict: Verdict, skip: tuple[str, ...]) -> None:
         compared = verdict.elements.get(check, 0)
         missing = "skipped" if check in skip else "none stored"
         table.add_row(titles[check], f"{compared:,}" if compared else "-", first if compared else missing)
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     console.print(table)
     console.print(f"{verdict.layers} layers, {verdict.pictures} picture(s).")
     exact, convolutions = verdict.float32_exact, verdict.convolutions

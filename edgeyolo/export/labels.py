@@ -9,7 +9,7 @@ from pathlib import Path
 from edgeyolo.datasets import Dataset, Sample
 from edgeyolo.detector import BOX_KINDS, Detector
 from edgeyolo.errors import InputError, UnsupportedError
-from edgeyolo.evaluate import match_classes
+from edgeyolo.evaluate import match_classes, need_metric
 from edgeyolo.export.pictures import Entry, PictureSet, Track, latest, sample_entry
 
 
@@ -57,21 +57,26 @@ def check_labels(dataset: Dataset, source: str, detector: Detector, track: Track
         got = ", ".join(sorted({head.kind for head in detector.heads})) or "no heads"
         what = "average precision needs a model that finds boxes"
         raise UnsupportedError(what, got=got, allowed=", ".join(BOX_KINDS), hint="leave --data out")
-    index, sample, labels = match_classes(detector, dataset.names), latest(dataset.samples), list[Sample]()
+    need_metric()
+    index, sample, labels = (
+        match_classes(detector, dataset.names),
+        latest(dataset.samples),
+        list[tuple[Entry, Sample]](),
+    )
 
     def entries() -> Iterator[Entry]:
         for i in track(range(len(dataset.samples))):
             entry = sample_entry(sample, i)
-            labels.append(replace(sample(i), classes=index[sample(i).classes], load=entry.load))
+            labels.append((entry, replace(sample(i), classes=index[sample(i).classes], load=entry.load)))
             yield entry
 
     pictures = PictureSet.of(entries(), detector.preprocess)
-    decoded = set(pictures.paths)
-    samples = tuple(label for label in labels if Path(label.name) in decoded)
+    decoded = set(pictures.entries)
+    samples = tuple(label for entry, label in labels if entry in decoded)
     problems = {f"{reason} ({action})": count for (action, reason), count in dataset.counts().items()}
     if pictures.skipped:
         problems["picture does not decode (left out)"] = len(pictures.skipped)
-    labelled = LabelledSet(Path(source).name, pictures, samples, problems)
+    labelled = LabelledSet(Path(source).absolute().name, pictures, samples, problems)
     if not labelled.boxes:
         got = f"{len(samples)} readable pictures, no boxes"
         raise InputError("there is nothing to score: no picture shows a labelled object", where=source, got=got)

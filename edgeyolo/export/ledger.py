@@ -159,7 +159,7 @@ def check_drop(ledger: Ledger, max_drop: float | None, output: object) -> None:
             return
         allowed, got = f"a loss of AP of at most {max_drop:g} (--max-drop)", f"a loss of {drop:g}: {ledger.ap_text}"
         raise AccuracyError(what, where=where, got=got, allowed=allowed, hint=hint)
-    if not ledger.agreement.judged or 1 - ledger.agreement.f1 > max_drop:
+    if not ledger.agreement.judged or round(1 - ledger.agreement.f1, 4) > max_drop:
         raise AccuracyError(
             "the quantised model lost more agreement with the float model than allowed",
             where=where,

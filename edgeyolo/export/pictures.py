@@ -44,7 +44,8 @@ class PictureSet:
     entries: list[Entry]
     preprocess: Preprocess
     skipped: Skipped = field(default_factory=list)
-    cache: dict[Path, Pixels] = field(default_factory=dict)
+    cache: dict[Entry, Pixels] = field(default_factory=dict)
+    """By entry, not by path: pictures in different folders may share the name that their data set gives them."""
 
     @classmethod
     def find(
@@ -79,7 +80,7 @@ class PictureSet:
                 continue
             pictures.entries.append(entry)
             if (len(pictures.cache) + 1) * pixels.nbytes <= CACHE_BYTES:
-                pictures.cache[entry.path] = pixels
+                pictures.cache[entry] = pixels
         if not pictures.entries:
             got = "; ".join(f"{path}: {reason}" for path, reason in pictures.skipped[:3])
             raise InputError(f"none of {len(pictures.skipped)} pictures could be decoded", got=got or None)
@@ -92,7 +93,7 @@ class PictureSet:
 
     def __iter__(self) -> Iterator[Pixels]:
         for entry in self.entries:
-            cached = self.cache.get(entry.path)
+            cached = self.cache.get(entry)
             yield to_input(entry.load(), self.preprocess) if cached is None else cached
 
     def __len__(self) -> int:

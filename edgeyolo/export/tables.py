@@ -48,7 +48,7 @@ def layer_table(layers: list[LayerReport], title: str) -> Table:
 
 def ledger_table(ledger: Ledger) -> Table:
     """One row a stage: AP50 and AP (with labels); F1, SNR against the source, bytes, MACs, which candidate is kept."""
-    where = f"{ledger.pictures} pictures of {ledger.data}" if ledger.data else f"{ledger.pictures} calibration pictures"
+    where = f"{ledger.pictures} " + ("calibration pictures" if ledger.data is None else f"pictures of {ledger.data}")
     table = Table(title=f"ledger, on {printable(where)}", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("stage", overflow="fold", min_width=16)
     for column in ("AP50", "AP", "F1", "SNR dB", "bytes", "MACs", "kept"):

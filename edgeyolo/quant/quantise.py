@@ -96,7 +96,7 @@ def quantise(
             plan = make_plan(scaled, histograms, config)
             candidates += _candidates("equalise", scaled, plan, config, batch, held_out)
     best = max(candidates, key=lambda candidate: candidate.head_snr_db)
-    steps = tuple(RefineStep(c.name, c.head_snr_db, best.name.startswith(c.name)) for c in candidates)
+    steps = tuple(RefineStep(c.name, c.head_snr_db, c is best) for c in candidates)
     return QuantResult(best.reference, best.model, best.plan, steps, tuple(candidates))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +13,8 @@ REPORT = "report.json"
 MAX_BYTES = 1 << 22
 MAX_LAYERS = 5000
 MAX_NAME = 1024
+MAX_DB = 10_000
+"""More than the logarithm of any two float64."""
 
 
 class Layer(NamedTuple):
@@ -54,6 +55,7 @@ def _layer(row: Any) -> Layer:
     texts, numbers = values[:2], values[2:]
     if not all(type(text) is str and len(text) <= MAX_NAME for text in texts):
         raise ValueError(f"not a layer: {str(row)[:60]}")
-    if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
+    limits = (MAX_DB, 1, 1)
+    if not all(type(v) in (int, float) and -most <= v <= most for v, most in zip(numbers, limits, strict=True)):
         raise ValueError(f"not a layer's figures: {str(row)[:60]}")
     return Layer(*values)
