@@ -30,8 +30,8 @@ Examples:
 Without MODEL: the detector of handwritten digits that comes with the package, its calibration recipe and its labelled
 scenes; nothing else is needed.
 
-Exit codes: 0 done, 1 golden data differ from ONNX Runtime's, 2 bad input, 3 done but AP (with --data) or the agreement with the float model (without) fell by
-more than --max-drop.
+Exit codes: 0 done, 1 golden data differ from ONNX Runtime's, 2 bad input, 3 done but AP (with --data) or the agreement
+with the float model (without) fell by more than --max-drop.
 """
 
 
