@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from edgeyolo.errors import InputError, printable
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 JUDGED = 64
 """Pictures on which detections are compared where there are no labels."""
+NOT_REPEATED = {"model", "target", "output", "force", "diagnose", "as_json", "report", "save_stages"}
+"""Parameters of export that its next run sets anew, or that change nothing in the bundle."""
 
 EPILOG = """\b
 Examples:
@@ -55,7 +58,7 @@ def _options(command: Any) -> Any:
         ),
         click.option("--data", metavar="SOURCE", help="Labelled pictures: AP of every suggestion."),
         click.option("--data-limit", type=click.IntRange(min=1), help="Use at most so many of them, evenly spread."),
-        click.option("--max-drop", type=click.FloatRange(0, 1), help="With --data: the loss of AP that is no loss."),
+        click.option("--max-drop", type=float, help="With --data: the loss of AP that is no loss."),
         click.option("--bits", default=8, show_default=True, help="Weight bits, 2 to 8."),
         click.option("--act-bits", default=8, show_default=True, help="Activation bits, 4 to 16."),
         click.option("--keep", multiple=True, metavar="LAYERS=BITS[/ACT]", help="Other bits for some layers."),
@@ -87,7 +90,7 @@ def diagnose(model: Path | None, **options: Any) -> None:
     from edgeyolo.profile import load_profile
     from edgeyolo.progress import Log
 
-    command = export_command(model, options)
+    command = export_command(model)
     path = model or _default(options)
     profile = load_profile("fpga", options["board"])
     config = _config(options, profile)
@@ -95,6 +98,8 @@ def diagnose(model: Path | None, **options: Any) -> None:
         raise InputError("quantisation needs calibration pictures", hint="add --calib FOLDER")
     if options["data"] is None and (options["max_drop"] is not None or options["data_limit"] is not None):
         raise InputError("--max-drop and --data-limit do nothing without --data", hint="add --data, or leave them out")
+    if options["max_drop"] is not None and not 0 <= options["max_drop"] <= 1:  # click's range lets nan pass
+        raise InputError("out of range", where="--max-drop", got=options["max_drop"], allowed="0 to 1")
     log, stages = Log(quiet=options["as_json"]), Stages(None)
     with log.stage("load") as details:
         source = load_source(path, **{key: options[key] for key in ("weights", "imgsz", "names", "bn_eps")})
@@ -134,10 +139,19 @@ def _config(options: dict[str, Any], profile: TargetProfile) -> QuantConfig:
 
     finest = max(profile.granularity, key=GRANULARITIES[::-1].index)
     keep = tuple(keep for text in options["keep"] for keep in parse_keep(text))
-    return QuantConfig(
+    config = QuantConfig(
         options["bits"], options["act_bits"], options["granularity"] or finest, options["method"], keep,
         options["equalise"], options["correct_bias"],
     )  # fmt: skip
+    for option, value, allowed in (
+        ("--bits", config.bits, profile.weight_bits),
+        ("--act-bits", config.act_bits, profile.activation_bits),
+        ("--granularity", config.granularity, profile.granularity),
+    ):
+        if value not in allowed:
+            what = f"board {profile.name} does not have this"
+            raise InputError(what, where=option, got=value, allowed=", ".join(map(str, allowed)))
+    return config
 
 
 def _pictures(
@@ -205,20 +219,23 @@ def _judge(
     return [{"F1": row.f1, "AP": row.ap, "AP50": row.ap50} for row in rows]
 
 
-def export_command(model: Path | None, options: dict[str, Any]) -> list[str]:
-    """The export that the request stands for, as the command line has it."""
+def export_command(model: Path | None) -> list[str]:
+    """The export that the running command line asks about: every option given that changes what export writes."""
+    from edgeyolo.cli.export import export
+
+    context = click.get_current_context()
+    known = {param.name for param in export.params} - NOT_REPEATED
     words = ["edgeyolo", "export", *([] if model is None else [str(model)]), "--target", "fpga"]
-    usual = {"act_bits": 8, "method": "mse", "bn_eps": "alexeyab"}
-    for key in (
-        *("weights", "names", "imgsz", "bn_eps", "calib", "data", "bits", "act_bits", "granularity", "method"),
-        "board",
-    ):
-        value = options[key]
-        if value is not None and value != usual.get(key):
-            words += ["--" + key.replace("_", "-"), str(value)]
-    words += [f"--no-{key.replace('_', '-')}" for key in ("equalise", "correct_bias") if not options[key]]
-    for text in options["keep"]:
-        words += ["--keep", text]
+    for param in context.command.params:
+        name = str(param.name)
+        if name not in known or context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+            continue
+        value = context.params[name]
+        if isinstance(value, bool):
+            words.append((param.opts if value else param.secondary_opts)[0])
+        else:
+            for item in value if param.multiple else [value]:
+                words += [param.opts[0], str(item)]
     return words
 
 
@@ -240,10 +257,12 @@ def print_diagnosis(found: Diagnosis, command: list[str], log: Log, top: int) ->
     log.table(_suggestions(found))
     for name, outcome in (("best", found.best), ("best per byte", found.thriftiest)):
         if outcome is not None:
-            figures = f"{found.gain(outcome):+.1f} dB for {found.added(outcome):,} more bytes of weights"
+            judged = outcome.scores.get("AP") is not None
+            gains = (f"{found.gain(outcome):+.3f} AP, " if judged else "") + f"{found.gain_db(outcome):+.1f} dB"
+            figures = f"{gains} for {found.added(outcome):,} more bytes of weights"
             log.results.print(printable(f"{name}: {outcome.candidate.text} ({figures})"), soft_wrap=True)
     if found.recommended is None:
-        log.results.print("no suggestion gains enough: keep what you have, or use more bits everywhere")
+        log.results.print("no suggestion helps: keep what you have, or use more bits everywhere")
     else:
         log.results.print(
             "next: " + printable(with_options(command, found.recommended.candidate.options)), soft_wrap=True
@@ -261,9 +280,7 @@ def verdict(found: Diagnosis) -> str:
     from edgeyolo.quant.diagnose import HEALTHY_DB
 
     if found.now.head_snr_db >= HEALTHY_DB:
-        return (
-            f"Nothing stands out: the heads' SNR is {found.now.head_snr_db:.1f} dB, which hardly changes a detection."
-        )
+        return f"Nothing stands out: the heads' SNR is {found.now.head_snr_db:.1f} dB, so few detections change."
     share = sum(layer.share for layer in found.layers[:10])
     return f"No few layers stand out: {took}; the first ten make {share:.0%} of the noise."
 

@@ -33,9 +33,11 @@ GOAL_DB = 6.0
 FEW = 1 / 4
 """Layers stand out if no more than this share of all layers, and ``MAX_NAMES``, make so much of the noise."""
 HEALTHY_DB = 25.0
-"""From this head SNR on hardly a detection changes, so no layer is guilty of anything."""
+"""From this head SNR on few detections change, so no layer is guilty of anything."""
 GAIN_DB = 0.5
 """What gains less is not worth a suggestion: other calibration pictures move the SNR as much."""
+GAIN_AP = 0.005
+"""The same where AP is judged: on a few dozen pictures one box more or less moves it as much."""
 
 Track = Callable[[Sequence[T], str], Iterable[T]]
 """Wraps an iteration with a title, for a progress bar."""
@@ -135,8 +137,9 @@ class Diagnosis:
 
     @property
     def helpful(self) -> tuple[Outcome, ...]:
-        """The suggestions that gain something, the best first."""
-        found = [o for o in self.outcomes[1:] if not o.candidate.yardstick and self.gain(o) >= GAIN_DB]
+        """The suggestions that gain something, in AP where it was judged, the best first."""
+        least = GAIN_DB if self.now.scores.get("AP") is None else GAIN_AP
+        found = [o for o in self.outcomes[1:] if not o.candidate.yardstick and self.gain(o) >= least]
         return tuple(sorted(found, key=lambda o: -o.merit))
 
     @property
@@ -146,16 +149,20 @@ class Diagnosis:
 
     @property
     def thriftiest(self) -> Outcome | None:
-        """The suggestion that gains most dB a byte of weights."""
+        """The suggestion that gains most a byte of weights."""
         return max(self.helpful, key=lambda o: self.gain(o) / max(self.added(o), 1), default=None)
 
     @property
     def recommended(self) -> Outcome | None:
         """The smallest suggestion that gains at least half of what the best one gains."""
-        enough = [o for o in self.helpful if o.merit - self.now.merit >= (self.helpful[0].merit - self.now.merit) / 2]
+        enough = [o for o in self.helpful if self.gain(o) >= self.gain(self.helpful[0]) / 2]
         return min(enough, key=lambda o: (o.candidate.weight_bytes, -o.merit), default=None)
 
     def gain(self, outcome: Outcome) -> float:
+        """AP over the request as it is where it was judged, else head SNR in dB."""
+        return outcome.merit - self.now.merit
+
+    def gain_db(self, outcome: Outcome) -> float:
         """Head SNR over the request as it is, in dB."""
         return outcome.head_snr_db - self.now.head_snr_db
 

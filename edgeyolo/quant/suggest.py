@@ -1,7 +1,9 @@
 """Which options give a quantised network its accuracy back: candidates, and what they promise.
 
 What a candidate leaves of the noise is predicted for nothing from the noise that each layer makes alone: one more bit
-divides the power of its rounding noise by four. The best promises, by bytes of weights, are worth measuring.
+divides the power of its rounding noise by four. The best promises, by bytes of weights, are worth measuring. So are
+wider results of the heads, whatever they promise: a box is an offset within its cell times a size, and steps too coarse
+for it cost AP long before the raw heads' noise shows them. They cost no weights.
 """
 
 from __future__ import annotations
@@ -78,7 +80,7 @@ def selector(name: str) -> str:
 def candidates(
     noises: Sequence[LayerNoise], config: QuantConfig, profile: TargetProfile | None = None, guilty: int = 0
 ) -> list[Candidate]:
-    """The request as it is, the guilty layers' ``--keep``, the best promises by bytes, and other ways out.
+    """The request as it is, the guilty layers' ``--keep``, the best promises by bytes, wide heads, and other ways out.
 
     Args:
         noises: every layer, the noisiest first.
@@ -93,16 +95,32 @@ def candidates(
     convs = [n for n in noises[:guilty] if n.layer.conv]
     accused = _widened(convs, config, top, wide) if 0 < len(convs) <= MAX_NAMES else None
     texts = [*([] if accused is None else [accused]), *_keeps(noises, config, top, wide)]
-    kept = [_keep(text, config, noises) for text in dict.fromkeys(texts)]
+    kept = [_keep((text,), config, noises) for text in dict.fromkeys(texts)]
     first = [] if accused is None else kept[:1]
     promising = [(c.weight_bytes, c.noise, c) for c in kept if c.noise is not None and c.noise < WORTH * total]
     chosen = [c for c in _front(promising) if c not in first]
-    return [now, *first, *chosen, *_others(noises, config, profile, top, wide)]
+    found = [now, *first, *chosen, *_wide_heads([*first, *chosen], config, noises, wide)]
+    unique = {c.options: c for c in reversed(found)}  # the first of equals
+    return [*reversed(unique.values()), *_others(noises, config, profile, top, wide)]
 
 
-def _keep(text: str, config: QuantConfig, noises: Sequence[LayerNoise]) -> Candidate:
-    after = replace(config, keep=config.keep + parse_keep(text))
-    return Candidate(("--keep", text), after, _predicted(noises, config, after), _bytes(noises, after))
+def _keep(texts: Sequence[str], config: QuantConfig, noises: Sequence[LayerNoise]) -> Candidate:
+    after = replace(config, keep=config.keep + tuple(keep for text in texts for keep in parse_keep(text)))
+    options = tuple(word for text in texts for word in ("--keep", text))
+    return Candidate(options, after, _predicted(noises, config, after), _bytes(noises, after))
+
+
+def _wide_heads(
+    chosen: Sequence[Candidate], config: QuantConfig, noises: Sequence[LayerNoise], wide: int
+) -> Iterator[Candidate]:
+    """``head`` with the widest results: alone, and with the weights of the best promise."""
+    best = min(chosen, key=lambda c: c.noise or 0.0, default=None)
+    for before in [None] if best is None else [None, best]:
+        after = config if before is None else before.config
+        bits = [after.layer_bits(n.layer.name, n.layer.roles) for n in noises if "head" in n.layer.roles]
+        if any(acts < wide for _, acts in bits):
+            text = f"head={max(weights for weights, _ in bits)}/{wide}"
+            yield _keep((text,) if before is None else (before.options[1], text), config, noises)
 
 
 def _bytes(noises: Sequence[LayerNoise], config: QuantConfig) -> int:
