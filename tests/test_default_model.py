@@ -51,6 +51,12 @@ def test_calibration_and_evaluation_share_no_scene_with_training():
     assert assets.DATA == "scenes:val"
 
 
+def test_the_card_counts_the_digits():
+    seen, held_back = (sum(len(images) for images in scenes.glyphs(split)) for split in ("train", "val"))
+    assert f"it has seen {seen:,} digits" in CARD and seen + held_back == 1797
+    assert "--seed 1" in CARD and "minutes" in CARD
+
+
 def test_its_accuracy_is_what_the_card_says_and_what_is_required():
     result = edgeyolo("eval", "--json")
     assert result.exit_code == 0, result.output

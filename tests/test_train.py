@@ -193,6 +193,61 @@ def test_weights_that_overflow_are_a_message(cfg, tmp_path, done):
     assert result.exit_code == 2 and "Traceback" not in result.output
 
 
+def test_statistics_that_overflow_behind_batch_norm_are_not_kept(cfg, tmp_path, done):
+    """The loss stays finite: batch norm divides by what has become infinite."""
+    data = np.fromfile(done / "last.weights", np.float32)
+    first = 5 + 4 * 8  # header; biases, scales, means and variances of 8 filters
+    data[first : first + 8 * 27] *= 1e22
+    data.tofile(tmp_path / "huge.weights")
+    result = train(cfg, tmp_path / "run", "--weights", tmp_path / "huge.weights", epochs=1)
+    assert result.exit_code == 2 and "overflow" in result.output
+    assert not (tmp_path / "run" / "last.weights").exists()
+
+
+def test_the_average_is_what_is_written(done):
+    state = load_file(done / "checkpoint.safetensors")
+    written = load_file(done / "last.safetensors")
+    assert all(torch.equal(value, state[f"average.{name}"]) for name, value in written.items())
+    assert any(not torch.equal(value, state[f"model.{name}"]) for name, value in written.items())
+
+
+def test_a_backbone_gets_heads_that_expect_nothing(cfg, tmp_path, done):
+    """A weights file that ends before the heads, as backbones do."""
+    from edgeyolo.frontend.darknet import load_darknet as load
+    from edgeyolo.train.trainer import set_prior
+
+    data = (done / "last.weights").read_bytes()
+    first = 20 + 4 * (4 * 8 + 8 * 27)  # header and the first convolution
+    (tmp_path / "backbone.weights").write_bytes(data[:first])
+    loaded = load(cfg, tmp_path / "backbone.weights")
+    set_prior(loaded.module, loaded.detector)
+    heads = [loaded.module.layers[str(i)].conv.bias for i in loaded.module.outputs]
+    assert all(float(bias.detach().view(2, -1)[0, 4]) < -4 for bias in heads)
+    full = load(cfg, done / "last.weights")
+    before = full.module.layers[str(full.module.outputs[0])].conv.bias.clone()
+    set_prior(full.module, full.detector)
+    assert torch.equal(full.module.layers[str(full.module.outputs[0])].conv.bias, before)
+
+
+def test_a_start_that_failed_leaves_a_folder_that_can_be_begun_anew(cfg, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model.cfg").write_text("")  # killed between its first files and its first checkpoint
+    assert train(cfg, tmp_path / "run", epochs=1).exit_code == 0
+
+
+def test_a_link_in_a_strangers_folder_is_not_followed(cfg, tmp_path):
+    from edgeyolo.train import trainer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.Trainer, "_epoch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert train(cfg, tmp_path / "run", epochs=1).exit_code == 130
+    (tmp_path / "precious.txt").write_text("mine")
+    for name in ("last.weights", "last.safetensors", "checkpoint.safetensors"):
+        (tmp_path / "run" / f"{name}.part").symlink_to(tmp_path / "precious.txt")
+    assert edgeyolo("train", "--resume", tmp_path / "run", "--device", "cpu").exit_code == 0
+    assert (tmp_path / "precious.txt").read_text() == "mine"
+
+
 def test_two_processes_train_together(cfg, tmp_path):
     process = command(
         "--model", cfg, "--data", "scenes:train:16", "--val", "scenes:val:4", "--epochs", 2, *QUICK, "--devices", 2,

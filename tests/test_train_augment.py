@@ -45,10 +45,10 @@ def test_mosaic_boxes_cover_the_pixels_of_their_parts(seed):
     assert missed.sum() < 0.35 * sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in corners)  # crumbs have no label
 
 
-def test_little_that_is_left_of_a_box_is_dropped():
-    boxes = np.array([[-10, 0, 10, 20], [-19, 0, 1, 20], [50, 50, 52, 60]], np.float32)
+def test_little_that_is_left_of_a_box_is_dropped_and_what_was_small_before_stays():
+    boxes = np.array([[-10, 0, 10, 20], [-19, 0, 1, 20], [50, 50, 52, 60], [62, 50, 65, 60]], np.float32)
     kept, keep = crop(boxes, (0, 0, 64, 64))
-    assert keep.tolist() == [True, False, False] and kept.tolist() == [[0, 0, 10, 20]]
+    assert keep.tolist() == [True, False, True, False] and kept.tolist() == [[0, 0, 10, 20], [50, 50, 52, 60]]
 
 
 def test_colours_change_only_where_asked():

@@ -19,8 +19,10 @@ from edgeyolo.train import checkpoint
 from edgeyolo.train.assign import Objects, assign, shape_iou
 from edgeyolo.train.ema import RAMP, Average
 from edgeyolo.train.loss import _all_boxes, _cells, best_iou, box_overlap, check_trainable, detection_loss
+from edgeyolo.train.metrics import COLUMNS
 from edgeyolo.train.pictures import EpochBatches, Pictures, make_loader
 from edgeyolo.train.recipe import Recipe
+from edgeyolo.train.trainer import read_history
 
 COARSE = Head("a", "yolo", stride=(16.0, 16.0), anchors=((30.0, 40.0), (50.0, 30.0)), classes=3, scale_x_y=1.1)
 FINE = Head("b", "yolo", stride=(8.0, 8.0), anchors=((8.0, 8.0), (12.0, 20.0)), classes=3, scale_x_y=1.05)
@@ -348,3 +350,40 @@ def test_the_learning_rate_rises_then_falls_to_its_end():
     assert rates == [*sorted(rates[:11]), *sorted(rates[11:], reverse=True)] and rates[-1] == pytest.approx(
         0.1, abs=1e-3
     )
+
+
+def test_ciou_adds_the_difference_of_shapes():
+    a, b = torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([[0.0, 0, 10, 20]])
+    iou = 0.5
+    shape = 4 / np.pi**2 * (np.arctan(0.5) - np.arctan(1.0)) ** 2
+    distance = 25 / (10**2 + 20**2)
+    expected = 1 - iou + distance + shape**2 / (1 - iou + shape)
+    assert box_overlap(a, b, "ciou")[1].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_two_objects_in_one_cell_make_one_target():
+    """The better overlap counts: a sum would ask for more than certainty."""
+    one = objects((0, 1, 9.0, 4.0, 39.0, 44.0))
+    two = objects((0, 1, 9.0, 4.0, 39.0, 44.0), (0, 1, 9.0, 4.0, 39.0, 44.0))
+    losses = [
+        detection_loss(perfect(one), HEADS, each, Recipe(assign_iou=0.9)).objectness.item() for each in (one, two)
+    ]
+    assert losses[0] == losses[1] == pytest.approx(0, abs=1e-4)
+
+
+def test_the_loss_is_a_mean_over_pictures():
+    outputs, one = raw_heads(pictures=1), objects((0, 1, 9.0, 4.0, 39.0, 44.0))
+    twice = objects((0, 1, 9.0, 4.0, 39.0, 44.0), (1, 1, 9.0, 4.0, 39.0, 44.0))
+    once = detection_loss(outputs, HEADS, one, Recipe())
+    doubled = detection_loss([torch.cat([o, o]) for o in outputs], HEADS, twice, Recipe())
+    assert [p.item() for p in doubled] == pytest.approx([p.item() for p in once], rel=1e-5)
+
+
+@pytest.mark.parametrize("history", [5, None, [1], "a", [{}], [dict.fromkeys(COLUMNS)], [dict.fromkeys(COLUMNS, "x")]])
+def test_a_damaged_history_is_refused(history):
+    with pytest.raises(InputError, match="history"):
+        read_history(history, 3)
+    rows = [{**dict.fromkeys(COLUMNS), "epoch": number, "loss": 1.5} for number in range(3)]
+    assert read_history(rows, 3) == rows
+    with pytest.raises(InputError, match="history"):
+        read_history(rows, 2)

@@ -22,6 +22,10 @@ COMMANDS = {
 """Every command and its line in the help; ``edgeyolo.cli.<name>`` has a click command of the same name."""
 
 
+TRAINING = ("lightning_fabric", "safetensors", "tensorboardX")
+"""Packages of the extra of that name; the others that may be missing are export's."""
+
+
 class _Commands(click.Group):
     """Loads a command's module only when it is used, and turns our errors into a message and an exit code."""
 
@@ -48,7 +52,8 @@ class _Commands(click.Group):
             if (error.name or "").startswith("edgeyolo"):
                 raise
             click.echo(f"error: this command needs the package {error.name}", err=True)
-            click.echo("  next: pip install 'edgeyolo[export]'", err=True)
+            extra = "train" if error.name in TRAINING else "export"
+            click.echo(f"  next: pip install 'edgeyolo[{extra}]'", err=True)
             ctx.exit(2)
 
 

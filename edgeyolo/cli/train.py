@@ -23,13 +23,17 @@ Examples:
   edgeyolo train --resume out/yolo-train
 
 The folder gets best.weights and last.weights (Darknet reads them), the same as .safetensors, metrics.csv, TensorBoard's
-events and a checkpoint. A training that was stopped, wherever, goes on with --resume and gives the same curve.
+events and a checkpoint. A training that was stopped, wherever, goes on with --resume and gives the same curve on a CPU;
+on a GPU sums differ in their last digits from run to run. Of the cfg only the network counts: the learning rate, jitter
+and loss keys of [net] and [yolo] are replaced by options.
 Exit codes: 0 done, 2 bad input or a loss that is no number, 130 interrupted.
 """
 HARDWARE = ("resume", "device", "devices", "nodes", "precision", "workers")
 """What may change when a training is resumed."""
 VAL_CONF = 0.01
 """Score threshold of the scores while training: below it a young network finds something everywhere."""
+MAX_VAL_SCENES = 4096
+"""So many generated scenes stay in memory, 77 kB each."""
 CFG, NAMES = "model.cfg", "model.names"
 
 
@@ -65,7 +69,7 @@ def _options(command: Any) -> Any:
         click.option("--devices", default=1, show_default=True, type=click.IntRange(1), help="Devices a machine."),
         click.option(
             "--nodes", default=1, show_default=True, type=click.IntRange(1),
-            help="Machines; start the command on each.",
+            help="Machines; start the command on each, with MASTER_ADDR, MASTER_PORT and NODE_RANK set.",
         ),
         click.option(
             "--precision", default="auto", show_default=True, type=click.Choice(["auto", "32-true", "bf16-mixed"]),
@@ -85,20 +89,24 @@ def _options(command: Any) -> Any:
 def train(**options: Any) -> None:
     """Train a Darknet-family detector on labelled pictures."""
     from edgeyolo.progress import Log
-    from edgeyolo.train.trainer import Hardware, Trainer
+    from edgeyolo.train.trainer import CHECKPOINT, Hardware, Trainer
 
     hardware = Hardware(**{key: options[key] for key in HARDWARE[1:]})
     _check_options(options)
     fabric = hardware.fabric()
     log = Log(quiet=not fabric.is_global_zero)
     folder, checkpoint = _begin(fabric, options)
-    job = _job(folder, checkpoint.facts if checkpoint else _facts(options), options, log)
-    if checkpoint is None and fabric.is_global_zero:
-        _make_folder(job, options)
+    job = _job(
+        folder, checkpoint.facts if checkpoint else _facts(options), options, log, resumed=checkpoint is not None
+    )
     try:
-        Trainer(job, fabric, hardware.workers, log, checkpoint).run()
+        trainer = Trainer(job, fabric, hardware.workers, log, checkpoint)
+        if checkpoint is None and fabric.is_global_zero:
+            _make_folder(job, options)
+        trainer.run()
     except KeyboardInterrupt:
-        log.say(f"interrupted; go on with: edgeyolo train --resume {folder}")
+        if (folder / CHECKPOINT).exists():
+            log.say(f"interrupted; go on with: edgeyolo train --resume {folder}")
         raise click.exceptions.Exit(130) from None
     stem = "best" if (folder / "best.weights").exists() else "last"
     log.say(f"done; next: edgeyolo export {folder / CFG} --weights {folder / stem}.weights --target fpga")
@@ -127,7 +135,7 @@ def _facts(options: dict[str, Any]) -> dict[str, Any]:
     if default:
         sources = {"data": "scenes:train", "val": options["val"] or DATA}
     for key, source in sources.items():
-        if source is not None and not source.startswith("scenes"):
+        if source is not None and (source.partition(":")[0] != "scenes" or Path(source).exists()):
             sources[key] = str(Path(source).absolute())  # a training may be resumed from elsewhere
     recipe = Recipe(**{entry.name: options[entry.name] for entry in fields(Recipe)})
     return {**sources, "val_every": options["val_every"], "recipe": recipe.to_json()}
@@ -161,7 +169,9 @@ def _check_folder(folder: Path) -> None:
     if (folder / CHECKPOINT).exists():
         hint = f"go on with it: edgeyolo train --resume {folder}; or choose another folder with -o"
         raise InputError("there is a training in this folder", where=folder, hint=hint)
-    check_free(folder, force=True)
+    left_over = folder.is_dir() and {path.name for path in folder.iterdir()} <= {CFG, NAMES}
+    if not left_over:  # of a training that ended before its first checkpoint
+        check_free(folder, force=True)
 
 
 def _make_folder(job: Job, options: dict[str, Any]) -> None:
@@ -178,7 +188,7 @@ def _make_folder(job: Job, options: dict[str, Any]) -> None:
         raise InputError("cannot write the output", where=job.folder, got=error.strerror) from error
 
 
-def _job(folder: Path, facts: dict[str, Any], options: dict[str, Any], log: Log) -> Job:
+def _job(folder: Path, facts: dict[str, Any], options: dict[str, Any], log: Log, *, resumed: bool) -> Job:
     """Load network and pictures. ``facts``: of ``_facts`` or of a checkpoint, which is a file from anywhere."""
     from edgeyolo.assets import CFG as DEFAULT
     from edgeyolo.datasets import load_dataset
@@ -190,18 +200,16 @@ def _job(folder: Path, facts: dict[str, Any], options: dict[str, Any], log: Log)
     from edgeyolo.train.recipe import Recipe
     from edgeyolo.train.trainer import Job, set_prior
 
-    data, val, every, history = (facts.get(key) for key in ("data", "val", "val_every", "history"))
+    data, val, every = (facts.get(key) for key in ("data", "val", "val_every"))
     if not (isinstance(data, str) and (val is None or isinstance(val, str)) and isinstance(every, int) and every > 0):
         raise InputError("the checkpoint does not say how the training was begun", where=folder, got=str(facts)[:80])
     recipe = Recipe.from_json(facts.get("recipe"))
-    resumed = history is not None
     loaded = load_darknet(
         folder / CFG if resumed else options["model"] or DEFAULT, options["weights"],
         names=folder / NAMES if resumed else options["names"],
     )  # fmt: skip
     check_trainable(loaded.detector.heads)
-    if options["weights"] is None:
-        set_prior(loaded.module, loaded.detector)
+    set_prior(loaded.module, loaded.detector)
     dataset = load_dataset(data)
     detector = loaded.detector
     if not detector.names and len(dataset.names) == detector.classes:
@@ -231,7 +239,8 @@ def _validator(source: str, detector: Detector, log: Log) -> Validate:
     from edgeyolo.runners.darknet import DarknetRunner
 
     dataset = load_dataset(source)
-    dataset = replace(dataset, samples=list(dataset.samples))  # generated scenes are made once
+    if len(dataset.samples) <= MAX_VAL_SCENES:
+        dataset = replace(dataset, samples=list(dataset.samples))  # generated scenes are made once
     match_classes(detector, dataset.names)
     if not any(len(sample.boxes) for sample in dataset.samples):
         raise InputError("there is nothing to score: no picture shows a labelled object", where=source,

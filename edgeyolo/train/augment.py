@@ -19,7 +19,7 @@ from edgeyolo.train.recipe import Recipe
 MIN_VISIBLE = 0.35
 """A box of which less is left after cropping is dropped."""
 MIN_SIDE = 3.0
-"""In pixels."""
+"""In pixels, of what a crop leaves."""
 
 
 class Labelled(NamedTuple):
@@ -71,7 +71,8 @@ def crop(boxes: Boxes, window: tuple[float, float, float, float]) -> tuple[Boxes
     low, high = np.array([x0, y0] * 2, np.float32), np.array([x1, y1] * 2, np.float32)
     inside = np.clip(boxes, low, high).astype(np.float32)
     before, after = boxes[:, 2:] - boxes[:, :2], inside[:, 2:] - inside[:, :2]
-    keep = (after.min(axis=1, initial=np.inf) >= MIN_SIDE) & (after.prod(1) >= MIN_VISIBLE * before.prod(1))
+    enough = (after.min(axis=1, initial=np.inf) >= MIN_SIDE) & (after.prod(1) >= MIN_VISIBLE * before.prod(1))
+    keep = enough | (inside == boxes).all(axis=1)  # what was small before stays
     return inside[keep], keep
 
 

@@ -39,6 +39,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, str]) 
     part = path.with_name(path.name + ".part")
     try:
         try:
+            part.unlink(missing_ok=True)  # it may be a link to somewhere else
             save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, part, facts)
             part.replace(path)
         finally:
@@ -66,9 +67,10 @@ def restore(
         average.load_state_dict(checkpoint.part("average"))
         moments = {moment: checkpoint.part(moment) for moment in MOMENTS}
         for name, parameter in module.named_parameters():
-            if name in moments[MOMENTS[0]]:
+            if parameter.requires_grad and step:
                 values = {moment: moments[moment][name].clone().to(parameter.device) for moment in MOMENTS}
-                if any(value.shape != parameter.shape for value in values.values()):
+                good = all(v.shape == parameter.shape and v.dtype == parameter.dtype for v in values.values())
+                if not good or not all(bool(torch.isfinite(v).all()) for v in values.values()):
                     raise ValueError(f"moments of {name}")
                 optimizer.state[parameter] = {"step": torch.tensor(float(step)), **values}
     except (RuntimeError, KeyError, ValueError) as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,11 @@ def _in_memory() -> Pixels:
     raise AssertionError("this picture is in memory")
 
 
+def _load(samples: Sequence[Sample], number: int) -> Pixels:
+    """Decode, or make, a picture once more."""
+    return samples[number].load()
+
+
 class Pictures:
     """Labelled pictures at the network's size: ``pictures[i]`` is a Labelled."""
 
@@ -52,15 +58,16 @@ class Pictures:
         pictures = cls([], classes, preprocess)
         most = CACHE_BYTES // (3 * preprocess.width * preprocess.height)
         good: list[Sample] = []
-        for sample in log.track(samples, "loading pictures", len(samples)):
+        for number, sample in enumerate(log.track(samples, "loading pictures", len(samples))):
             if len(good) < most:
                 try:
                     pictures._cache[len(good)] = pictures._resized(sample)
                 except InputError as error:
                     problems.append(Problem(sample.name, "picture does not decode", "left out", str(error.got)[:60]))
                     continue
-            # A generated scene's pixels would be in memory twice.
-            good.append(replace(sample, load=_in_memory) if len(good) < most else sample)
+            # A generated scene holds its pixels: here they would be in memory twice, or without a limit.
+            load = _in_memory if len(good) < most else partial(_load, samples, number)
+            good.append(replace(sample, load=load))
         pictures.samples = good
         if not any(len(sample.boxes) for sample in good):
             raise InputError("there is nothing to learn: no readable picture shows a labelled object",

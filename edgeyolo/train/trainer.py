@@ -16,21 +16,18 @@ import torch
 from torch import nn
 
 from edgeyolo.detector import Detector
-from edgeyolo.errors import InputError
+from edgeyolo.errors import EdgeYoloError, InputError
 from edgeyolo.frontend.darknet.network import Network
 from edgeyolo.frontend.darknet.weights import write_weights
 from edgeyolo.progress import Log
 from edgeyolo.train.checkpoint import Checkpoint, collect, restore, save, save_tensors
 from edgeyolo.train.ema import Average
 from edgeyolo.train.loss import Loss, detection_loss
-from edgeyolo.train.metrics import Events, Row, write_csv
+from edgeyolo.train.metrics import COLUMNS, Events, Row, write_csv
 from edgeyolo.train.pictures import EpochBatches, Pictures, make_loader
 from edgeyolo.train.recipe import Recipe
 
 CHECKPOINT, BEST, LAST = "checkpoint.safetensors", "best", "last"
-AUTO_PRECISION = {"cuda": "bf16-mixed"}
-"""Where the GPU has bfloat16; everything else trains in float32."""
-
 PRIOR_LOGIT, CLASS_LOGIT = -5.0, -2.0
 """Objectness .7 % and every class 12 % before the first step."""
 
@@ -57,6 +54,7 @@ class Hardware:
     def fabric(self) -> Any:
         """Launch the processes: each runs the same command from its start to here. Raises InputError."""
         from lightning_fabric import Fabric
+        from lightning_fabric.utilities.exceptions import MisconfigurationException
 
         precision = self.precision
         if precision == "auto":
@@ -66,8 +64,8 @@ class Hardware:
             fabric = Fabric(accelerator=self.device, devices=self.devices, num_nodes=self.nodes,
                             strategy="ddp" if self.devices * self.nodes > 1 else "auto", precision=precision)  # type: ignore[arg-type] # fmt: skip
             fabric.launch()
-        except (RuntimeError, ValueError) as error:
-            got = f"{self.device}, {self.devices} a machine: {str(error).splitlines()[0]}"
+        except (RuntimeError, ValueError, MisconfigurationException) as error:
+            got = f"{self.device}, {self.devices} a machine: {(str(error) or repr(error)).splitlines()[0]}"
             raise InputError("this device cannot be used", got=got, hint="--device cpu") from error
         return fabric
 
@@ -104,13 +102,28 @@ def freeze_unused(network: Network) -> None:
 
 @torch.no_grad()
 def set_prior(network: Network, detector: Detector) -> None:
-    """Let a new network expect what most cells hold, no object; else that is all that it learns at first."""
+    """Let new heads expect what most cells hold, no object; else that is all that they learn at first.
+
+    A head is new if its bias is nothing but zeros: so it begins, and so no training leaves it. The others may have come
+    from a weights file, or the file may have ended before them.
+    """
+    units = dict(network.layers.items())
     for index, head in zip(network.outputs, detector.heads, strict=True):
-        unit = network.layers[str(index)]
-        bias = getattr(getattr(unit, "conv", None), "bias", None)
-        if bias is not None:
+        bias = getattr(getattr(units.get(str(index)), "conv", None), "bias", None)
+        if bias is not None and not bias.any():
             bias.view(len(head.anchors), -1)[:, 4] = PRIOR_LOGIT
             bias.view(len(head.anchors), -1)[:, 5:] = CLASS_LOGIT
+
+
+def read_history(history: object, epochs: int) -> list[Row]:
+    """The rows of a checkpoint, which is a file from anywhere. Raises InputError if no training wrote them."""
+    rows = history if isinstance(history, list) else [None]
+    for number, row in enumerate(rows):
+        figures = row.values() if isinstance(row, dict) and set(row) == set(COLUMNS) else [None]
+        good = all(v is None or (type(v) in (int, float) and -1e30 < v < 1e30) for v in figures)
+        if not good or number >= epochs or not isinstance(row, dict) or row.get("epoch") != number:
+            raise InputError("the checkpoint's history is damaged", got=str(row)[:80], allowed=", ".join(COLUMNS))
+    return list(rows)
 
 
 class Trainer:
@@ -129,7 +142,7 @@ class Trainer:
         )
         self.history: list[Row] = []
         if checkpoint is not None:
-            self.history = list(checkpoint.facts["history"])
+            self.history = read_history(checkpoint.facts.get("history"), job.recipe.epochs)
             restore(checkpoint, job.network, self.average.module, optimizer, len(self.history) * len(self.batches))
 
     def run(self) -> list[Row]:
@@ -145,16 +158,36 @@ class Trainer:
             for epoch in range(len(self.history), self.job.recipe.epochs):
                 start = time.perf_counter()
                 row: Row = {"epoch": epoch, **self._epoch(epoch)}
-                if self.fabric.is_global_zero and events is not None:
-                    row |= self._scores(epoch)
-                    row["seconds"] = round(time.perf_counter() - start, 2)
-                    self._keep(row)
-                    events.add(row)
-                self.fabric.barrier()
+                self._check_finite(epoch)
+                error = self._finish(row, start, events) if events is not None else None
+                if self.fabric.broadcast(error is not None):  # all stop when the first one cannot go on
+                    raise error or InputError("the first process could not finish the epoch", where=row["epoch"] + 1)
         finally:
             if events is not None:
                 events.close()
         return self.history
+
+    def _finish(self, row: Row, start: float, events: Events) -> EdgeYoloError | None:
+        """Score and write an epoch, in the first process; what prevents it is returned, so that all can be told."""
+        try:
+            row |= self._scores(row["epoch"])
+            row["seconds"] = round(time.perf_counter() - start, 2)
+            events.add(row)
+            self._keep(row)
+        except EdgeYoloError as error:
+            return error
+        return None
+
+    def _check_finite(self, epoch: int) -> None:
+        """Batch norm hides an overflow from the loss, not from its statistics. Raises InputError in all processes."""
+        states = (self.job.network.state_dict(), self.average.module.state_dict())
+        bad = [name for state in states for name, value in state.items() if not bool(torch.isfinite(value).all())]
+        if float(self.fabric.all_reduce(torch.tensor(float(len(bad)), device=self.fabric.device), reduce_op="sum")):
+            raise InputError(
+                "the network's values overflowed: training stopped, and this epoch is not kept",
+                where=f"epoch {epoch + 1}", got=", ".join(bad[:3]) or "in another process",
+                hint="train anew with a lower --lr, or with other --weights",
+            )  # fmt: skip
 
     def _epoch(self, epoch: int) -> Row:
         """All steps of an epoch; returns the mean losses of this process."""
@@ -171,6 +204,8 @@ class Trainer:
             loss = self._step(pixels, objects, epoch, number)
             self.average.update(self.job.network, step)
             sums += torch.stack(loss).detach().double().cpu()
+        if self.fabric.world_size > 1:
+            sums = self.fabric.all_reduce(sums.to(self.fabric.device, torch.float32), reduce_op="mean").cpu().double()
         box, objectness, classification = (float(f"{value:.6g}") for value in (sums / steps).tolist())
         return {
             "step": (epoch + 1) * steps, "lr": float(f"{rate:.6g}"), "loss": float(f"{float(sums.sum()) / steps:.6g}"),

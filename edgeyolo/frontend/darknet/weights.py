@@ -157,7 +157,8 @@ def write_weights(network: Network, path: Path, seen: int = 0) -> None:
     part = path.with_name(path.name + ".part")
     try:
         try:
-            with part.open("wb") as file:
+            part.unlink(missing_ok=True)  # it may be a link to somewhere else
+            with part.open("xb") as file:
                 file.write(struct.pack("<iiiQ", *_VERSION, seen))
                 for values in _values(network):
                     file.write(values.astype("<f4").tobytes())
