@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from edgeyolo import postprocess
 from edgeyolo.datasets import Dataset, Problem, Sample
+from edgeyolo.datasets.sample import load_again
 from edgeyolo.detector import NMS_KINDS, Detector, Preprocess
 from edgeyolo.errors import InputError
 from edgeyolo.images import Pixels, to_input
@@ -149,7 +150,7 @@ def find(runner: Runner, detector: Detector, dataset: Dataset, setting: Setting,
         runner.set_inputs(_network_pixels(pixels, detector.preprocess, setting.sampling))
         runner.infer()
         # A generated scene holds its pixels: memory must not grow with the number of pictures.
-        again = partial(_load, dataset.samples, number)
+        again = partial(load_again, dataset.samples, number)
         samples.append(dataclasses.replace(sample, classes=index[sample.classes], load=again))
         found.append(_detect(runner.outputs(), detector, sample.size, setting))
     names = tuple(_label(detector, dataset.names, index, c) for c in range(detector.classes))
@@ -265,11 +266,6 @@ def need_metric() -> None:
     """Raise InputError, before any work, if the library that computes COCO's AP is missing."""
     if importlib.util.find_spec("faster_coco_eval") is None:
         raise InputError("COCO's AP needs faster-coco-eval", hint="pip install 'edgeyolo[eval]'")
-
-
-def _load(samples: Sequence[Sample], number: int) -> Pixels:
-    """Decode, or make, a picture once more."""
-    return samples[number].load()
 
 
 def score_coco(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeyolo.cli.models import Opened, open_model
+from edgeyolo.cli.options import runner_option
 from edgeyolo.cli.sheets import SheetRequest, agreement_json, agreement_text, sheet_options, side
 from edgeyolo.errors import InputError
 
@@ -61,13 +62,7 @@ class Thresholds:
 @click.option("-o", "--out", metavar="DIR", type=click.Path(path_type=Path), help="Write the pictures with boxes here.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
 @click.option("--names", metavar="FILE", type=click.Path(path_type=Path), help="Class names, one a line.")
-@click.option(
-    "--runner",
-    default="auto",
-    show_default=True,
-    type=click.Choice(["auto", "ort", "integer", "engine"]),
-    help="What executes the model: ONNX Runtime, the numpy interpreter or the C engine.",
-)
+@runner_option
 @sheet_options
 @click.option("--force", is_flag=True, help="Write into an existing folder, replace an existing sheet.")
 def detect(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from edgeyolo.cli.options import MODEL_OPTIONS, QUANT_OPTIONS, embedded_default
 from edgeyolo.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -42,15 +43,8 @@ Without MODEL: the detector of handwritten digits that comes with the package, w
 
 def _options(command: Any) -> Any:
     """All options; those that export has too mean the same."""
-    path = click.Path(path_type=Path)
     for option in reversed([
-        click.option("--weights", type=path, help="Weights of a Darknet .cfg."),
-        click.option("--names", type=path, help="Class names, one a line."),
-        click.option("--imgsz", help="Input size of a .cfg: 416 or 1024x576 (width x height)."),
-        click.option(
-            "--bn-eps", default="alexeyab", show_default=True, type=click.Choice(["alexeyab", "pjreddie"]),
-            help="Whose batch-norm epsilon a .cfg was trained with.",
-        ),
+        *MODEL_OPTIONS,
         click.option("--calib", metavar="SOURCE", help="Calibration pictures: folder, list, data set, recipe .toml."),
         click.option(
             "--calib-limit", default=16, show_default=True, type=click.IntRange(min=1),
@@ -59,13 +53,7 @@ def _options(command: Any) -> Any:
         click.option("--data", metavar="SOURCE", help="Labelled pictures: AP of every suggestion."),
         click.option("--data-limit", type=click.IntRange(min=1), help="Use at most so many of them, evenly spread."),
         click.option("--max-drop", type=float, help="With --data: the loss of AP that is no loss."),
-        click.option("--bits", default=8, show_default=True, help="Weight bits, 2 to 8."),
-        click.option("--act-bits", default=8, show_default=True, help="Activation bits, 4 to 16."),
-        click.option("--keep", multiple=True, metavar="LAYERS=BITS[/ACT]", help="Other bits for some layers."),
-        click.option("--granularity", help="per-channel or per-tensor weight exponents [default: the board's]."),
-        click.option("--method", default="mse", show_default=True, help="mse, minmax, percentile, nearest or kl."),
-        click.option("--equalise/--no-equalise", default=True, help="Cross-layer equalisation, kept where it helps."),
-        click.option("--correct-bias/--no-correct-bias", default=True, help="Bias correction, kept where it helps."),
+        *QUANT_OPTIONS,
         click.option("--board", help="Board profile, which limits suggestions: a name or a .toml [default: generic]."),
         click.option("--top", default=10, show_default=True, type=click.IntRange(min=1), help="Layers to show."),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else."),
@@ -91,7 +79,7 @@ def diagnose(model: Path | None, **options: Any) -> None:
     from edgeyolo.progress import Log
 
     command = export_command(model)
-    path = model or _default(options)
+    path = model or embedded_default(options, pictures=True, hint="edgeyolo diagnose MODEL")
     profile = load_profile("fpga", options["board"])
     config = _config(options, profile)
     if options["calib"] is None:
@@ -119,18 +107,6 @@ def diagnose(model: Path | None, **options: Any) -> None:
         click.echo(json.dumps({"model": str(path), **found.to_json(), **extra, "seconds": log.seconds}, indent=1))
     else:
         print_diagnosis(found, command, log, options["top"])
-
-
-def _default(options: dict[str, Any]) -> Path:
-    """The embedded model; completes ``options`` with what belongs to it."""
-    from edgeyolo import assets
-
-    given = [f"--{key}" for key in ("weights", "names") if options[key] is not None]
-    if given:
-        raise InputError("no model given", got=f"{' and '.join(given)} without MODEL", hint="edgeyolo diagnose MODEL")
-    options.update(weights=assets.WEIGHTS, names=assets.NAMES, calib=options["calib"] or str(assets.CALIBRATION))
-    options["data"] = options["data"] or assets.DATA
-    return assets.CFG
 
 
 def _config(options: dict[str, Any], profile: TargetProfile) -> QuantConfig:

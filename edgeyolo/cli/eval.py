@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from edgeyolo.cli.models import Opened, open_model
+from edgeyolo.cli.options import runner_option
 from edgeyolo.cli.sheets import SheetRequest, agreement_json, agreement_text, sheet_options, side
 from edgeyolo.errors import InputError
 
@@ -40,13 +41,7 @@ usually come with --sampling centres --nms default, and some with --no-clip.
 @click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Score at most N pictures, evenly spread.")
 @click.option("--weights", metavar="FILE", type=click.Path(path_type=Path), help="Weights of a Darknet .cfg.")
 @click.option("--names", metavar="FILE", type=click.Path(path_type=Path), help="The model's class names, one a line.")
-@click.option(
-    "--runner",
-    default="auto",
-    show_default=True,
-    type=click.Choice(["auto", "ort", "integer", "engine"]),
-    help="What executes the model: ONNX Runtime, the numpy interpreter or the C engine.",
-)
+@runner_option
 @click.option("--conf", default=0.001, show_default=True, type=click.FloatRange(0, 1), help="Score threshold.")
 @click.option("--iou", default=0.45, show_default=True, type=click.FloatRange(0, 1), help="Overlap that suppresses.")
 @click.option("--max-det", default=100, show_default=True, type=click.IntRange(min=1), help="Boxes per picture.")

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from edgeyolo.cli.options import MODEL_OPTIONS, QUANT_OPTIONS, embedded_default
+
 if TYPE_CHECKING:
     from edgeyolo.export.fpga import FpgaRequest, FpgaResult
     from edgeyolo.export.labels import LabelledSet
@@ -51,24 +53,12 @@ def _options(command: Any) -> Any:
         click.option("--target", required=True, type=click.Choice(["fpga", "onnx"]), help="What to make."),
         click.option("-o", "--output", type=path, help="Bundle folder or .onnx file [default: out/MODEL-TARGET]."),
         click.option("--force", is_flag=True, help="Replace an earlier result."),
-        click.option("--weights", type=path, help="Weights of a Darknet .cfg."),
-        click.option("--names", type=path, help="Class names, one a line."),
-        click.option("--imgsz", help="Input size of a .cfg: 416 or 1024x576 (width x height)."),
-        click.option(
-            "--bn-eps", default="alexeyab", show_default=True, type=click.Choice(["alexeyab", "pjreddie"]),
-            help="Whose batch-norm epsilon a .cfg was trained with.",
-        ),
+        *MODEL_OPTIONS,
         click.option("--calib", metavar="SOURCE", help="Calibration pictures: folder, list, data set, recipe .toml."),
         click.option("--calib-limit", type=click.IntRange(min=1), help="Use at most so many of them."),
         click.option("--data", metavar="SOURCE", help="Labelled pictures: what every stage does to AP, one row each."),
         click.option("--data-limit", type=click.IntRange(min=1), help="Use at most so many of them, evenly spread."),
-        click.option("--bits", default=8, show_default=True, help="Weight bits, 2 to 8."),
-        click.option("--act-bits", default=8, show_default=True, help="Activation bits, 4 to 16."),
-        click.option("--keep", multiple=True, metavar="LAYERS=BITS[/ACT]", help="Other bits for some layers."),
-        click.option("--granularity", help="per-channel or per-tensor weight exponents [default: the board's]."),
-        click.option("--method", default="mse", show_default=True, help="mse, minmax, percentile, nearest or kl."),
-        click.option("--equalise/--no-equalise", default=True, help="Cross-layer equalisation, kept where it helps."),
-        click.option("--correct-bias/--no-correct-bias", default=True, help="Bias correction, kept where it helps."),
+        *QUANT_OPTIONS,
         click.option("--board", help="Board profile: a name or a .toml file [default: generic]."),
         click.option("--layout", help="Weight order: oihw, ohwi, tiled or seed-v1 [default: the board's]."),
         click.option("--format", "formats", default="bin,h", show_default=True, help="Weight files: bin, mem, coe, h."),
@@ -102,7 +92,12 @@ def export(model: Path | None, **options: Any) -> None:
     _refuse_idle_options(options["target"], nms=options["nms"], data=model is None or options["data"] is not None)
     command = export_command(model)
     if model is None:
-        model = _default(options, log)
+        hint = "edgeyolo export MODEL ..., or neither for the embedded default"
+        model = embedded_default(options, pictures=options["target"] == "fpga", hint=hint)
+        text = f"no MODEL given: the embedded default, {model.name}"
+        if options["target"] == "fpga":
+            text += f", calibrated on {Path(options['calib']).name}, judged on {options['data']}"
+        log.say(text)
     if not model.is_file():
         raise InputError("no such model", where=model, allowed=".cfg (with --weights) or .onnx")
     output = options["output"] or Path("out") / f"{model.stem}-{options['target']}"
@@ -110,27 +105,6 @@ def export(model: Path | None, **options: Any) -> None:
         _onnx(model, output if output.suffix == ".onnx" else output.with_name(output.name + ".onnx"), options, log)
     else:
         _fpga(model, output, options, log, command)
-
-
-def _default(options: dict[str, Any], log: Log) -> Path:
-    """The embedded model; completes ``options`` with what belongs to it."""
-    from edgeyolo import assets
-    from edgeyolo.errors import InputError
-
-    given = [f"--{key}" for key in ("weights", "names") if options[key] is not None]
-    if given:
-        raise InputError(
-            "no model given", got=f"{' and '.join(given)} without MODEL", allowed=".cfg (with --weights) or .onnx",
-            hint="edgeyolo export MODEL ..., or neither for the embedded default",
-        )  # fmt: skip
-    options.update(weights=assets.WEIGHTS, names=assets.NAMES)
-    text = f"no MODEL given: the embedded default, {assets.CFG.name}"
-    if options["target"] == "fpga":
-        options["calib"] = options["calib"] or str(assets.CALIBRATION)
-        options["data"] = options["data"] or assets.DATA
-        text += f", calibrated on {Path(options['calib']).name}, judged on {options['data']}"
-    log.say(text)
-    return assets.CFG
 
 
 def _refuse_idle_options(target: str, *, nms: bool, data: bool) -> None:

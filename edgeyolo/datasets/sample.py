@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from edgeyolo.images import Pixels
 
-__all__ = ["Boxes", "Classes", "Dataset", "Pixels", "Problem", "Sample"]
+__all__ = ["Boxes", "Classes", "Dataset", "Pixels", "Problem", "Sample", "load_again"]
 
 Boxes = npt.NDArray[np.float32]
 Classes = npt.NDArray[np.int64]
@@ -35,6 +35,11 @@ class Sample:
     boxes: Boxes
     classes: Classes
     load: Callable[[], Pixels]
+
+
+def load_again(samples: Sequence[Sample], number: int) -> Pixels:
+    """Decode, or make, a picture once more: for those who must not hold the pixels that a generated sample holds."""
+    return samples[number].load()
 
 
 class Problem(NamedTuple):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from edgeyolo.datasets.sample import Pixels, Problem, Sample
+from edgeyolo.datasets.sample import Pixels, Problem, Sample, load_again
 from edgeyolo.detector import Preprocess
 from edgeyolo.errors import InputError
 from edgeyolo.images import to_input
@@ -32,11 +32,6 @@ CACHE_BYTES = 2 << 30
 def _in_memory() -> Pixels:
     """Stand in for the pixels of a picture that has been resized and kept."""
     raise AssertionError("this picture is in memory")
-
-
-def _load(samples: Sequence[Sample], number: int) -> Pixels:
-    """Decode, or make, a picture once more."""
-    return samples[number].load()
 
 
 class Pictures:
@@ -66,7 +61,7 @@ class Pictures:
                     problems.append(Problem(sample.name, "picture does not decode", "left out", str(error.got)[:60]))
                     continue
             # A generated scene holds its pixels: here they would be in memory twice, or without a limit.
-            load = _in_memory if len(good) < most else partial(_load, samples, number)
+            load = _in_memory if len(good) < most else partial(load_again, samples, number)
             good.append(replace(sample, load=load))
         pictures.samples = good
         if not any(len(sample.boxes) for sample in good):
