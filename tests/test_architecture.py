@@ -34,7 +34,9 @@ LAYERS = (
     {"compress", "train"},
     {"quant"},
     {"lower", "runners"},
+    {"finetune"},
     {"evaluate"},
+    {"bootstrap"},
     {"export", "bench", "sheet"},
     {"verify"},
     {"cli"},
@@ -54,7 +56,7 @@ LOWERINGS = (
 """The modules of ``lower`` by what they make; no group imports another."""
 
 TORCH_HOMES = ("edgeyolo.frontend.darknet.", "edgeyolo.frontend.torch_export", "edgeyolo.runners.darknet",
-               "edgeyolo.compress", "edgeyolo.train")  # fmt: skip
+               "edgeyolo.compress", "edgeyolo.finetune", "edgeyolo.train")  # fmt: skip
 """Beginnings of the names of the modules that may import torch."""
 
 DEVICE = ("edgeyolo.cli.detect", "edgeyolo.runners.integer", "edgeyolo.runners.engine", "edgeyolo.images",

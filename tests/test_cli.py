@@ -37,6 +37,13 @@ def left(folder: Path) -> list[str]:
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*"))
 
 
+def only_layers_left(folder: Path, out: Path) -> bool:
+    """Whether of an export to ``out`` only finished layers are left, from which the same command would go on."""
+    partial = out.with_name("out.partial")
+    layers = {p for p in folder.rglob("*") if p.suffix == ".npz" and p.parent.parent == partial}
+    return bool(layers) and {*folder.rglob("*")} == layers | {p.parent for p in layers} | {partial, out.parent}
+
+
 def process(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
     """The real command in a process of its own."""
     return subprocess.run(
@@ -299,7 +306,9 @@ def test_a_full_disk_leaves_nothing(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     succeeds = (target, failing) in {("fpga", "replace"), ("onnx", "rename"), ("onnx", "write_bytes")}
-    command = tiny.fpga(out) if target == "fpga" else ("export", *tiny.model(), "--target", "onnx", "-o", out)
+    recipe = "default" if succeeds else "fast"  # where finished layers cannot be kept, the export goes on without
+    fpga = tiny.fpga(out, "--recipe", recipe)
+    command = fpga if target == "fpga" else ("export", *tiny.model(), "--target", "onnx", "-o", out)
     monkeypatch.setattr(Path, failing, full)
     if succeeds:
         succeed(*command)
@@ -310,32 +319,37 @@ def test_a_full_disk_leaves_nothing(
     assert left(tmp_path) == []
 
 
-def test_an_interrupt_leaves_nothing(tiny: Tiny, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_leaves_only_finished_layers(
+    tiny: Tiny, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import edgeyolo.export.fpga as fpga
 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(fpga, "write_golden", interrupt)
-    result = edgeyolo(*tiny.fpga(out))
-    assert result.exit_code == 1 and result.stderr.rstrip().endswith("Aborted!")
-    assert left(tmp_path) == []
+    for options, nothing in ((("--recipe", "fast"), True), ((), False)):
+        result = edgeyolo(*tiny.fpga(out, *options))
+        assert result.exit_code == 1 and result.stderr.rstrip().endswith("Aborted!")
+        assert left(tmp_path) == [] if nothing else only_layers_left(tmp_path, out)
 
 
 # --- real processes --------------------------------------------------------------------------------------------------
 
 
-def test_a_limit_on_file_size_is_a_message_not_a_traceback(tiny: Tiny, out: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", ["fast", "default"])
+def test_a_limit_on_file_size_is_a_message_not_a_traceback(recipe: str, tiny: Tiny, out: Path, tmp_path: Path) -> None:
     """What a full disk does, done by the operating system."""
 
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (TINY_DISK, TINY_DISK))
 
-    done = process(*tiny.fpga(out, "--golden", 1, "--format", "bin,mem,coe,h"), preexec_fn=limit)
+    done = process(*tiny.fpga(out, "--format", "bin,mem,coe,h", "--recipe", recipe), preexec_fn=limit)
     assert done.returncode == 2, done.stderr
     assert "cannot write" in done.stderr and "File too large" in done.stderr and "Traceback" not in done.stderr
-    assert done.stdout == "" and left(tmp_path) == []
+    assert done.stdout == ""
+    assert left(tmp_path) == [] if recipe == "fast" else only_layers_left(tmp_path, out)
 
 
 def test_a_real_interrupt_leaves_nothing(tiny: Tiny, out: Path, tmp_path: Path) -> None:

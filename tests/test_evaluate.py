@@ -258,6 +258,58 @@ def test_nothing_given_scores_the_default_model_on_its_own_pictures(tmp_path: Pa
     assert (tmp_path / "a.html").read_text("utf-8").count("<img") == 16
 
 
+@pytest.fixture
+def pair(tmp_path: Path) -> Path:
+    """16 pictures of one square, half of them grey: ``model.onnx`` sees the white squares, ``other.onnx`` all."""
+    for name, bias, kind in (("model", -30, "default"), ("other", -20, "greedynms")):
+        model = bright_square_model(dataclasses.replace(DETECTOR, names=NAMES, nms_kind=kind))
+        values = np.array([0, 0, 0, 0, bias, 4, -9], np.float32)
+        model.graph.initializers["bias"].const_value = ir.tensor(values, name="bias")
+        ir.save(model, tmp_path / f"{name}.onnx")
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    for i in range(16):
+        pixels = np.zeros((32, 32, 3), np.uint8)
+        pixels[8:16, 16:24] = 255 if i % 2 else 160
+        Image.fromarray(pixels).save(tmp_path / f"images/{i}.png")
+        (tmp_path / f"labels/{i}.txt").write_text("0 .625 .375 .25 .25", "utf-8")
+    return tmp_path
+
+
+def test_ratio_to_the_second_model_has_the_interval_of_the_draws(pair: Path):
+    """Of 16 drawn pictures 4 to 12 are white, save for 1 % on either side; 4 / 16 is 26 of the recalls, .75 is 76."""
+    document = json.loads(invoke(pair, "--against", pair / "other.onnx", "--conf", 0.1, "--json").stdout)
+    against = document["against"]
+    assert (document["AP50"], against["AP50"]) == (pytest.approx(51 / 101), pytest.approx(1))
+    figures = pytest.approx({"value": 51 / 101, "low": 26 / 101, "high": 76 / 101}, abs=1e-4)  # four digits
+    assert against["ratio"] == {"AP50": figures, "AP": figures, "confidence": 0.95, "resamples": 1000}
+    assert against["agreement"] == {"f1": pytest.approx(2 / 3), "matched": 8, "missed": 8, "invented": 0, "conf": 0.25}
+    assert (document["thresholds"]["nms"], against["nms"]) == ("default", "greedynms")
+
+
+def test_table_of_two_models_says_how_sure_the_ratio_is(pair: Path):
+    shown = invoke(pair, "--against", pair / "other.onnx", "--conf", "0.1").stdout
+    assert shown.count("0.505 [0.257, 0.752]") == 2 and "95% interval" in shown and "1.000" in shown
+    assert "F1 0.667" in shown and "the reference's own suppression: greedynms" in shown
+    few = invoke(pair, "--against", pair / "other.onnx", "--conf", "0.1", "--limit", 4).stdout
+    assert few.count("[-]") == 2, "four pictures say nothing"
+
+
+def test_darknets_map_is_not_divided(pair: Path):
+    options = ("--against", pair / "other.onnx", "--convention", "darknet")
+    assert json.loads(invoke(pair, *options, "--json").stdout)["against"]["ratio"] is None
+    shown = invoke(pair, *options).stdout
+    assert "other.onnx" in shown and "ratio" not in shown and "interval" not in shown
+
+
+def test_models_of_different_classes_are_not_compared(pair: Path):
+    model = bright_square_model(dataclasses.replace(DETECTOR, names=("cat", "dog")))
+    ir.save(model, pair / "animals.onnx")
+    result = invoke(pair, "--against", pair / "animals.onnx")
+    assert isinstance(result.exception, InputError) and result.stdout == ""
+    assert "cat, dog" in str(result.exception) and "square, other" in str(result.exception)
+
+
 def test_the_missing_library_is_named_with_its_extra_before_any_work(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(InputError, match=r"edgeyolo\[eval\]"):

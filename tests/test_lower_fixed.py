@@ -275,14 +275,17 @@ def test_the_input_may_be_quantised_more_than_once_alike():
     assert [type(op) for op in program.ops] == [Lookup]
 
 
-@pytest.mark.parametrize(("bits", "act_bits"), [(8, 8), (4, 5), (2, 12)])
-def test_our_own_files_carry_types_outputs_and_detector(bits, act_bits):
-    result = quantise(net(), pictures(3, 3, 16, 16), QuantConfig(bits=bits, act_bits=act_bits))
+@pytest.mark.parametrize(("bits", "act_bits", "head_bits"), [(8, 8, 8), (4, 5, 16), (2, 12, 16), (8, 8, 4)])
+def test_our_own_files_carry_types_outputs_and_detector(bits, act_bits, head_bits):
+    config = QuantConfig(bits=bits, act_bits=act_bits, head_bits=head_bits)
+    result = quantise(net(), pictures(3, 3, 16, 16), config)
     program = assert_equals_ort(result.model)
     check_program(program, "here")
     assert program.detector == read_detector(result.model)
     assert [program.tensors[i].name for i in program.outputs] == ["head1", "head2"]
-    assert {t.qtype.bits for t in program.tensors[1:]} <= set(range(4, act_bits + 1))
+    assert {program.tensors[i].qtype.bits for i in program.outputs} == {head_bits}
+    inner = [t for i, t in enumerate(program.tensors) if i not in (program.input, *program.outputs)]
+    assert inner and {t.qtype.bits for t in inner} <= set(range(4, act_bits + 1))
     assert [op.name for op in program.ops if isinstance(op, Conv)] == ["c0", "c1", "c2", "c3", "head2", "head1"]
 
 

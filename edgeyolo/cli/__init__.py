@@ -15,6 +15,7 @@ COMMANDS = {
     "verify": "prove that a bundle computes what it should, everywhere",
     "detect": "run a model or bundle on pictures",
     "eval": "score a model on a labelled data set",
+    "finetune": "polish what export makes: the float model teaches the integers",
     "diagnose": "name the layers that lose the accuracy, and what gives it back",
     "train": "train a Darknet-family detector",
     "info": "print a model's layers, parameters and sizes",

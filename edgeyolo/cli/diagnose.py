@@ -117,7 +117,8 @@ def _config(options: dict[str, Any], profile: TargetProfile) -> QuantConfig:
     keep = tuple(keep for text in options["keep"] for keep in parse_keep(text))
     config = QuantConfig(
         options["bits"], options["act_bits"], options["granularity"] or finest, options["method"], keep,
-        options["equalise"], options["correct_bias"],
+        options["equalise"], options["correct_bias"], options["head_bits"] or max(profile.activation_bits),
+        options["align"],
     )  # fmt: skip
     for option, value, allowed in (
         ("--bits", config.bits, profile.weight_bits),

@@ -16,7 +16,10 @@ from edgeyolo.cli.sheets import SheetRequest, agreement_json, agreement_text, sh
 from edgeyolo.errors import InputError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from edgeyolo.agreement import Agreement
+    from edgeyolo.bootstrap import Ratio
     from edgeyolo.datasets import Dataset
     from edgeyolo.evaluate import Findings, Score
     from edgeyolo.postprocess import Detections
@@ -161,12 +164,7 @@ def _sheet(results: list[Result], paths: list[Path], source: str, limit: int) ->
     pictures = [Subject(s.name, s.load, _labels(s.boxes, s.classes)) for s in findings.samples]
     facts = f"{source}: {score.pictures} pictures, {score.boxes} boxes, {len(score.per_class)} classes that occur"
     problems = "".join(f"; label problem: {count} x {reason}" for reason, count in _problems(score).items())
-    settings: tuple[str, ...] = (
-        *_settings(score),
-        f"pictures and agreement: boxes that score above {_shown_conf(score):g}",
-    )
-    if any(result.score.nms_kind != score.nms_kind for result in results):
-        settings = (*settings, f"the reference's own suppression: {results[1].score.nms_kind}")
+    settings = (*_settings(results), f"pictures and agreement: boxes that score above {_shown_conf(score):g}")
     title = "edgeyolo eval: " + " against ".join(Path(result.model.name).name for result in results)
     other = sides[1] if len(sides) > 1 else None
     return Sheet(title, facts + problems, settings, findings.names, pictures, sides[0], other, limit)
@@ -203,6 +201,14 @@ def _agreement(results: list[Result]) -> Agreement:
     return total
 
 
+def _ratios(results: list[Result]) -> dict[str, Ratio]:
+    """The model's AP as shares of the reference's; empty in a convention that does not have them."""
+    from edgeyolo.bootstrap import ratios
+
+    (_, got, score), (_, expected, _) = results
+    return ratios(got.samples, expected.found, got.found) if score.setting.convention == "coco" else {}
+
+
 def _problems(score: Score) -> dict[str, int]:
     """How often each kind of label problem occurs."""
     return dict(Counter(f"{p.reason} ({p.action})" for p in score.problems).most_common())
@@ -210,6 +216,8 @@ def _problems(score: Score) -> dict[str, int]:
 
 def _document(results: list[Result], data: str) -> dict[str, Any]:
     """The results as JSON has them."""
+    from edgeyolo.bootstrap import ratios_json
+
     score = results[0].score
     thresholds = asdict(score.setting)
     convention = thresholds.pop("convention")
@@ -225,19 +233,51 @@ def _document(results: list[Result], data: str) -> dict[str, Any]:
         "label_problems": _problems(score),
     }
     for other in results[1:]:
-        agreement = {**agreement_json(_agreement(results)), "conf": _shown_conf(score)}
-        document["against"] = {"model": other.model.name, **other.score.values, "agreement": agreement}
+        document["against"] = {
+            "model": other.model.name,
+            "nms": other.score.nms_kind,
+            **other.score.values,
+            "ratio": ratios_json(_ratios(results)),
+            "agreement": {**agreement_json(_agreement(results)), "conf": _shown_conf(score)},
+        }
     return document
 
 
-def _settings(score: Score) -> tuple[str, ...]:
+def _settings(results: list[Result]) -> tuple[str, ...]:
     """What the figures rest on, one sentence each."""
     from edgeyolo.evaluate import CONVENTIONS
 
+    score = results[0].score
     s = score.setting
     clip = "clipped to the picture" if s.clip else "not clipped"
     suppressed = f"score > {s.conf:g}, overlap <= {s.iou:g} ({score.nms_kind}), at most {s.max_det} boxes a picture"
-    return CONVENTIONS[s.convention], f"{suppressed}, {clip}; pictures resized by {s.sampling}"
+    lines = CONVENTIONS[s.convention], f"{suppressed}, {clip}; pictures resized by {s.sampling}"
+    others = (r.score.nms_kind for r in results[1:] if r.score.nms_kind != score.nms_kind)
+    return *lines, *(f"the reference's own suppression: {kind}" for kind in others)
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _comparison(results: list[Result]) -> Table:
+    """Both models, and the first as shares of the second."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from edgeyolo.bootstrap import CONFIDENCE, RESAMPLES
+    from edgeyolo.errors import printable
+
+    names, found = ("AP50", "AP"), _ratios(results)
+    table = Table("model")
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for result in results:
+        table.add_row(Text(printable(result.model.name)), *(_figure(result.score.values[name]) for name in names))
+    if found:
+        table.caption = Text(f"[{CONFIDENCE:.0%} interval] from {RESAMPLES} draws of the pictures with replacement")
+        table.add_row("ratio", *(Text(str(found[name])) for name in names))
+    return table
 
 
 def _print(results: list[Result], source: str) -> None:
@@ -248,11 +288,8 @@ def _print(results: list[Result], source: str) -> None:
 
     from edgeyolo.errors import printable
 
-    def figure(value: float | None) -> str:
-        return "-" if value is None else f"{value:.3f}"
-
     def figures(score: Score) -> str:
-        return "  ".join(f"{name} {figure(score.values[name])}" for name in order)
+        return "  ".join(f"{name} {_figure(score.values[name])}" for name in order)
 
     score, order = results[0].score, ("AP", "AP50", "AP75", "APs", "APm", "APl")
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
@@ -260,15 +297,16 @@ def _print(results: list[Result], source: str) -> None:
     for column in ("class", "boxes", "AP", "AP50"):
         table.add_column(column, justify="left" if column == "class" else "right")
     for c in score.per_class:
-        table.add_row(Text(printable(c.name)), str(c.boxes), figure(c.ap), figure(c.ap50))
+        table.add_row(Text(printable(c.name)), str(c.boxes), _figure(c.ap), _figure(c.ap50))
     console.print(table)
     console.print(figures(score))
     for other in results[1:]:
         console.print(printable(f"{figures(other.score)}  ({other.model.name})"))
+        console.print(_comparison(results))
         console.print(printable(agreement_text(_agreement(results), other.model.name)))
     console.print(printable(f"{results[0].model.name} on {source}"))
     console.print(f"{score.pictures} pictures, {score.boxes} boxes, {len(score.per_class)} classes that occur")
-    for line in _settings(score):
+    for line in _settings(results):
         console.print(line)
     for reason, count in _problems(score).items():
         console.print(printable(f"label problem: {count} x {reason}"))

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from edgeyolo.cli.options import MODEL_OPTIONS, QUANT_OPTIONS, embedded_default
+from edgeyolo.cli.options import MODEL_OPTIONS, QUANT_OPTIONS, RECIPE_OPTIONS, embedded_default
 
 if TYPE_CHECKING:
-    from edgeyolo.export.fpga import FpgaRequest, FpgaResult
+    from edgeyolo.export.fpga import FpgaRequest, FpgaResult, Polish
     from edgeyolo.export.labels import LabelledSet
     from edgeyolo.export.pictures import PictureSet
     from edgeyolo.export.prepare import Stages
@@ -40,8 +40,9 @@ with the float model (without) fell by more than --max-drop.
 SHOWN_LAYERS = 10
 """Of --diagnose."""
 FPGA_ONLY = {
-    *("data", "data_limit", "calib_limit", "bits", "act_bits", "keep", "granularity", "method", "equalise"),
-    *("correct_bias", "board", "layout", "formats", "golden", "max_drop", "report", "diagnose"),
+    *("data", "data_limit", "calib_limit", "bits", "act_bits", "head_bits", "keep", "granularity", "method"),
+    *("equalise", "align", "correct_bias", "reconstruct", "recipe", "board", "layout", "formats", "golden"),
+    *("max_drop", "report", "diagnose"),
 }
 ONNX_ONLY = {"dynamic_batch", "decode", "nms", "conf", "iou"}
 
@@ -59,6 +60,7 @@ def _options(command: Any) -> Any:
         click.option("--data", metavar="SOURCE", help="Labelled pictures: what every stage does to AP, one row each."),
         click.option("--data-limit", type=click.IntRange(min=1), help="Use at most so many of them, evenly spread."),
         *QUANT_OPTIONS,
+        *RECIPE_OPTIONS,
         click.option("--board", help="Board profile: a name or a .toml file [default: generic]."),
         click.option("--layout", help="Weight order: oihw, ohwi, tiled or seed-v1 [default: the board's]."),
         click.option("--format", "formats", default="bin,h", show_default=True, help="Weight files: bin, mem, coe, h."),
@@ -84,6 +86,11 @@ def _options(command: Any) -> Any:
 @_options
 def export(model: Path | None, **options: Any) -> None:
     """Turn MODEL (.cfg with --weights, or .onnx) into what a target needs."""
+    run_export(model, options)
+
+
+def run_export(model: Path | None, options: dict[str, Any], polish: Polish | None = None) -> None:
+    """What ``export`` does with its ``options``; ``polish`` adds a candidate to the quantisation."""
     from edgeyolo.cli.diagnose import export_command
     from edgeyolo.errors import InputError
     from edgeyolo.progress import Log
@@ -104,7 +111,7 @@ def export(model: Path | None, **options: Any) -> None:
     if options["target"] == "onnx":
         _onnx(model, output if output.suffix == ".onnx" else output.with_name(output.name + ".onnx"), options, log)
     else:
-        _fpga(model, output, options, log, command)
+        _fpga(model, output, options, log, command, polish)
 
 
 def _refuse_idle_options(target: str, *, nms: bool, data: bool) -> None:
@@ -155,15 +162,16 @@ def _onnx(model: Path, output: Path, options: dict[str, Any], log: Log) -> None:
         click.echo(json.dumps({"output": str(output), "bytes": output.stat().st_size, "parity": parity}, indent=1))
 
 
-def _fpga(model: Path, output: Path, options: dict[str, Any], log: Log, command: list[str]) -> None:
+def _fpga(
+    model: Path, output: Path, options: dict[str, Any], log: Log, command: list[str], polish: Polish | None
+) -> None:
     from edgeyolo.errors import InputError
     from edgeyolo.export.fpga import FpgaRequest, export_fpga
     from edgeyolo.export.ledger import check_drop
     from edgeyolo.export.prepare import PARITY_PICTURES, Stages, prepare
-    from edgeyolo.output import check_free
 
-    request = FpgaRequest.of(output, options)
-    check_free(request.output, force=request.force)
+    request = replace(FpgaRequest.of(output, options), polish=polish)
+    request.check_free()
     if options["calib"] is None:
         raise InputError("quantisation needs calibration pictures", hint="add --calib FOLDER")
     source, pictures, labels = _inputs(model, options, log)

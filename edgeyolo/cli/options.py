@@ -26,13 +26,21 @@ MODEL_OPTIONS = (
 QUANT_OPTIONS = (
     click.option("--bits", default=8, show_default=True, help="Weight bits, 2 to 8."),
     click.option("--act-bits", default=8, show_default=True, help="Activation bits, 4 to 16."),
+    click.option("--head-bits", type=int, help="Bits of the network's results, 4 to 16 [default: the board's widest]."),
     click.option("--keep", multiple=True, metavar="LAYERS=BITS[/ACT]", help="Other bits for some layers."),
     click.option("--granularity", help="per-channel or per-tensor weight exponents [default: the board's]."),
     click.option("--method", default="mse", show_default=True, help="mse, minmax, percentile, nearest or kl."),
     click.option("--equalise/--no-equalise", default=True, help="Cross-layer equalisation, kept where it helps."),
+    click.option("--align/--no-align", default=True, help="Channels aligned with powers of two, kept where it helps."),
     click.option("--correct-bias/--no-correct-bias", default=True, help="Bias correction, kept where it helps."),
 )
 """How it is quantised, for export and diagnose."""
+
+RECIPE_OPTIONS = (
+    click.option("--recipe", default="default", show_default=True, help="fast, default or max: time for accuracy."),
+    click.option("--reconstruct/--no-reconstruct", default=True, help="Rebuild every layer, kept where it helps."),
+)
+"""What diagnose leaves out: it compares many quantisations without reconstruction."""
 
 runner_option = click.option(
     "--runner",

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.resources import files
@@ -47,6 +51,8 @@ AGREEMENT_PICTURES = 64
 """Calibration pictures of the ledger where there is no labelled set."""
 REPORT_PICTURES = 8
 
+Polish = Callable[[QuantResult, PictureSet, Log], QuantResult]
+
 
 @dataclass(frozen=True)
 class FpgaRequest:
@@ -58,6 +64,7 @@ class FpgaRequest:
         formats: any of ``bin``, ``mem``, ``coe``, ``h``.
         golden: pictures whose every layer is stored.
         max_drop: largest loss that is not an error: of AP with labels, of agreement (1 - F1) without.
+        polish: adds a candidate to the quantisation before it is lowered.
     """
 
     output: Path
@@ -68,6 +75,23 @@ class FpgaRequest:
     golden: int = 1
     max_drop: float | None = None
     force: bool = False
+    polish: Polish | None = None
+
+    @property
+    def partial(self) -> Path:
+        """Beside the output: a folder for finished layers, from which the same request goes on after a crash."""
+        output = self.output.absolute()
+        return output.with_name(f"{output.name}.partial")
+
+    def check_free(self) -> None:
+        """Refuse an output that cannot be made, and finished layers that are none: their folder is deleted."""
+        check_free(self.output, force=self.force)
+        if os.path.lexists(self.partial) and not _only_layers(self.partial):
+            raise InputError(
+                "this is where finished layers are kept meanwhile, but it has something else; it is left alone",
+                where=self.partial,
+                hint="choose another folder with -o",
+            )
 
     @classmethod
     def of(cls, output: Path, options: dict[str, Any]) -> FpgaRequest:
@@ -80,7 +104,8 @@ class FpgaRequest:
         config = QuantConfig(
             options["bits"], options["act_bits"], granularity, options["method"],
             tuple(keep for text in options["keep"] for keep in parse_keep(text)),
-            options["equalise"], options["correct_bias"],
+            options["equalise"], options["correct_bias"], _head_bits(options, profile), options["align"],
+            options["reconstruct"], options["recipe"],
         )  # fmt: skip
         layout = options["layout"] or profile.layout
         formats = tuple(part.strip() for part in options["formats"].split(","))
@@ -114,6 +139,21 @@ class FpgaResult:
     facts: dict[str, Any]
 
 
+def _only_layers(folder: Path) -> bool:
+    """Whether ``folder`` has nothing but what ``SavedLayers`` writes."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+    return all(re.fullmatch(r"[0-9a-f]{16}(/[0-9]{4}\.(npz|part))?", name) for name in names)
+
+
+def _head_bits(options: dict[str, Any], profile: TargetProfile) -> int:
+    """As asked, or as many as the board has; the older family of files knows one width of activations."""
+    if options["head_bits"] is not None:
+        return int(options["head_bits"])
+    return int(options["act_bits"]) if options["layout"] == SEED_V1 else max(profile.activation_bits)
+
+
 def _check_seed_v1(granularity: str, formats: tuple[str, ...]) -> None:
     """Refuse what that family of files has no place for, before any work."""
     if granularity != "per-tensor":
@@ -144,15 +184,17 @@ def export_fpga(
     Raises:
         UnsupportedError: the model or the options ask for what the integer program or the board cannot do.
     """
-    check_free(request.output, force=request.force)
+    request.check_free()
     check_raw(model)
     exact, slopes, slope_snr = fixed_point_form(model, pictures, stages, log)
     with log.stage("quantise") as details:
-        quant = quantise(exact, pictures, request.config, lambda items, title: log.track(items, title, len(pictures)))
+        quant = quantise(exact, pictures, request.config, lambda i, title: log.track(i, title, len(i)), request.partial)
         first, best = quant.steps[0], max(quant.steps, key=lambda step: step.head_snr_db)
         details.append(f"{best.name}: head SNR {best.head_snr_db:.1f} dB")
         if best is not first:
             details.append(f"{first.name}: {first.head_snr_db:.1f} dB")
+    if request.polish is not None:
+        quant = request.polish(quant, pictures, log)
     stages.save("50-quantised", quant.model)
     with log.stage("lower") as details:
         program = lower_fixed(quant.model)
@@ -173,6 +215,7 @@ def export_fpga(
         compared = _write(folder, quant.model, program, pictures, request, facts, layers)
         written = {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
         details.append(f"{len(written)} files; {compared:,} golden elements equal to ONNX Runtime's")
+    shutil.rmtree(request.partial, ignore_errors=True)
     return FpgaResult(quant, program, ledger, layers, slopes, slope_snr, written, compared, facts)
 
 

@@ -7,13 +7,14 @@ Each stage runs once over the pictures. Its detections at the setting's threshol
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from edgeyolo import agreement, postprocess
 from edgeyolo.agreement import Agreement
+from edgeyolo.bootstrap import CONFIDENCE, Ratio, ratios, ratios_json
 from edgeyolo.detector import Detector
 from edgeyolo.errors import AccuracyError
 from edgeyolo.evaluate import Setting, score_coco
@@ -76,6 +77,7 @@ class Ledger:
         problems: label problems by kind.
         agreement: of the integer program's detections with the source's.
         snr_db: of the integer program's heads, not rounded.
+        ratios: the integer program's AP50 and AP as shares of the source's; empty without labels.
     """
 
     rows: tuple[LedgerRow, ...]
@@ -87,6 +89,7 @@ class Ledger:
     problems: dict[str, int]
     agreement: Agreement
     snr_db: float
+    ratios: dict[str, Ratio] = field(default_factory=dict)
 
     @property
     def ap(self) -> tuple[float, float] | None:
@@ -108,6 +111,14 @@ class Ledger:
             return ""
         first, last = self.rows[0].ap50 or 0.0, self.rows[-1].ap50 or 0.0
         return f"AP {self.ap[0]:.4f} -> {self.ap[1]:.4f}, AP50 {first:.4f} -> {last:.4f} on {self.data}"
+
+    @property
+    def ratio_text(self) -> str:
+        """How much of the source's AP is left, and how sure that is; empty without labels."""
+        if not self.ratios:
+            return ""
+        shares = ", ".join(f"{name} {ratio}" for name, ratio in self.ratios.items())
+        return f"{shares} of the source's [{CONFIDENCE:.0%} interval over {self.pictures} pictures]"
 
     @property
     def agreement_text(self) -> str:
@@ -132,6 +143,7 @@ class Ledger:
                 "name": self.data, "pictures": self.pictures, "boxes": self.boxes, "snr_pictures": self.snr_pictures,
                 "setting": asdict(self.setting), "label_problems": self.problems,
             },
+            "ratio": ratios_json(self.ratios),
             "head_snr_db": round(self.snr_db, 3),
             "agreement": {
                 **asdict(counts), "f1": round(counts.f1, 6) if counts.judged else None, "pictures": self.pictures,
@@ -193,8 +205,9 @@ def measure(
     rows = tuple(comparison.row(stage, log) for stage in stages)
     name, boxes, problems = (None, 0, {}) if labels is None else (labels.name, labels.boxes, labels.problems)
     counts, snr = comparison.agreement, comparison.snr.decibel
+    shares = {} if labels is None else ratios(labels.samples, comparison.source_found, comparison.found)
     return Ledger(
-        rows, name, len(pictures), boxes, len(comparison.reference_heads), setting, problems, counts, snr
+        rows, name, len(pictures), boxes, len(comparison.reference_heads), setting, problems, counts, snr, shares
     )  # fmt: skip
 
 
@@ -209,7 +222,8 @@ class _Comparison:
         self.setting, self.labels = setting, labels
         self.boxes = finds_boxes(detector)
         self.reference_heads: dict[int, Heads] = {}
-        self.reference: list[Detections] = []
+        self.source_found: list[Detections] = []
+        self.found: list[Detections] = []
         self.agreement, self.snr = Agreement(), HeadSnr()
 
     def row(self, stage: Stage, log: Log) -> LedgerRow:
@@ -224,10 +238,11 @@ class _Comparison:
                 self.snr.add(_named(self.reference_heads[i]), _named(heads))
             if self.boxes:
                 found.append(self._detect(heads, self.sizes[i]))
+        self.found = found
         if is_source:
-            self.reference = [_above(d, agreement.CONF) for d in found]
-        for expected, got in zip(self.reference, found, strict=True):
-            self.agreement.add(expected, _above(got, agreement.CONF))
+            self.source_found = found
+        for expected, got in zip(self.source_found, found, strict=True):
+            self.agreement.add(_above(expected, agreement.CONF), _above(got, agreement.CONF))
         ap50, ap = self._score(found)
         f1 = round(self.agreement.f1, 4) if self.agreement.judged else None
         snr = self.snr.decibel

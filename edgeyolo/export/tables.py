@@ -84,6 +84,7 @@ def _summary(result: FpgaResult, request: FpgaRequest) -> Table:
         "exact in float32": f"{facts['float32_exact_layers']} of {facts['convolutions']} convolutions for any input",
         "activations": f"{facts['arena_bytes']:,} bytes at the peak",
         **({"accuracy": f"{ledger.ap_text} ({_setting(ledger)})"} if ledger.ap else {}),
+        **({"accuracy kept": ledger.ratio_text} if ledger.ratios else {}),
         "head SNR": f"{ledger.snr_db:.1f} dB against float, channel means removed",
         "same detections": ledger.agreement_text,
         "golden": f"{result.compared:,} elements of every layer equal to ONNX Runtime's" if request.golden else "none",

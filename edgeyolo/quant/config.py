@@ -13,6 +13,11 @@ METHODS = ("mse", "minmax", "percentile", "nearest", "kl")
 GRANULARITIES = ("per-channel", "per-tensor")
 WEIGHT_BITS = range(2, 9)
 ACT_BITS = range(4, 17)
+RECIPES = {
+    "fast": "no reconstruction: seconds",
+    "default": "reconstruction of every layer from all calibration pictures: a minute or two",
+    "max": "reconstruction from mirrored pictures too, behind every scaling: three to six times as long",
+}
 ROLES = ("first", "head", "last", "depthwise")
 """What a layer can be chosen by besides its name; ``head`` and ``last`` mean the same."""
 _KEEP = re.compile(r"(.+)=(\d+)(?:/(\d+))?")
@@ -38,11 +43,14 @@ class QuantConfig:
     Args:
         bits: weight bits, 2 to 8.
         act_bits: activation bits, 4 to 16; above 8 a tensor gets as many as the oracle can still check exactly.
+        head_bits: of the network's results, 4 to 16: nothing multiplies them, so they cost no arithmetic, and an
+            8 bit exponent wide enough for the scores is too coarse for the boxes.
         granularity: one weight exponent per output channel or per tensor.
         method: how exponents are chosen: ``mse`` (least squared error), ``minmax`` (nothing clips), ``percentile``
             (99.99 % of the values fit), ``nearest`` (the power of two nearest to max |x|), ``kl`` (least divergence).
         keep: exceptions, later ones win.
-        equalise, correct_bias: refinements; each is kept only where it helps on held-out pictures.
+        equalise, align, correct_bias, reconstruct: refinements; each is kept only where it helps on held-out pictures.
+        recipe: one of ``RECIPES``.
     """
 
     bits: int = 8
@@ -52,10 +60,17 @@ class QuantConfig:
     keep: tuple[Keep, ...] = ()
     equalise: bool = True
     correct_bias: bool = True
+    head_bits: int = 16
+    align: bool = True
+    reconstruct: bool = True
+    recipe: str = "default"
 
     def __post_init__(self) -> None:
         _one_of("--bits", self.bits, WEIGHT_BITS)
         _one_of("--act-bits", self.act_bits, ACT_BITS)
+        _one_of("--head-bits", self.head_bits, ACT_BITS)
+        if self.recipe not in RECIPES:
+            raise InputError("unknown recipe", where="--recipe", got=self.recipe, allowed=", ".join(RECIPES))
         if self.granularity not in GRANULARITIES:
             raise InputError("unknown granularity", got=self.granularity, allowed=", ".join(GRANULARITIES))
         if self.method not in METHODS:
@@ -63,7 +78,7 @@ class QuantConfig:
 
     def layer_bits(self, name: str, roles: frozenset[str]) -> tuple[int, int]:
         """(weight bits, activation bits) of the layer called ``name``."""
-        weight, act = self.bits, self.act_bits
+        weight, act = self.bits, self.head_bits if "head" in roles else self.act_bits
         for keep in self.keep:
             if keep.matches(name, roles):
                 weight, act = keep.weight_bits, keep.act_bits or act

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -203,7 +203,8 @@ def diagnose(
         model: as ``quantise`` takes it: the fixed form.
         pictures: network pixels that calibrate every quantisation and measure its heads; ``RANK_PICTURES`` of them,
             evenly spread, rank the layers.
-        config: the quantisation in question.
+        config: the quantisation in question. All are measured without reconstruction: it refits every layer to what
+            the others lost, so that no noise would be a layer's own.
         profile: the board, which limits the suggestions.
         judge: scores the suggestions, besides their heads' SNR.
         max_drop: with a judge of AP, the layers given back must bring it this close to float; else the goal is
@@ -215,6 +216,7 @@ def diagnose(
     """
     if top < 1:
         raise InputError("the number of layers to show must be positive", where="--top", got=top)
+    config = replace(config, reconstruct=False)
     quant = quantise(model, pictures, config, lambda items, title: track(list(items), title))
     mixture = Mixture(quant.reference, quant.plan, _spread(pictures, RANK_PICTURES))
     noises = _noises(mixture, track)

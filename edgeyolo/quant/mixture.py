@@ -14,17 +14,21 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from edgeyolo.ort import open_session, run
+from edgeyolo.ort import Arrays, open_session, run
 from edgeyolo.passes.graph import constant, read_detector
 from edgeyolo.quant.calibrate import Pixels, run_pictures, to_float
 from edgeyolo.quant.compare import HeadSnr
 from edgeyolo.quant.insert_qdq import insert_qdq
 from edgeyolo.quant.plan import Plan, constants, conv_roles, result_of
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 Float64 = npt.NDArray[np.float64]
 
@@ -124,9 +128,13 @@ class Mixture:
         ``optimise`` makes it faster, and is right only where no two quantised layers stand in a row: ONNX Runtime's
         fused integer kernels are not exact.
         """
-        session, snr = open_session(model, optimise=optimise), HeadSnr()
+        return self.measure(open_session(model, optimise=optimise))
+
+    def measure(self, session: onnxruntime.InferenceSession, others: Arrays | None = None) -> float:
+        """The heads' SNR of an open session, in dB; ``others`` are its inputs besides the picture."""
+        snr, source = HeadSnr(), str(self.reference.graph.inputs[0].name)
         for feed, exact in zip(self._feeds, self._exact, strict=True):
-            snr.add(exact, run(session, feed))
+            snr.add(exact, run(session, {source: feed, **(others or {})}))
         return snr.decibel
 
 
@@ -194,11 +202,17 @@ def _own_biases(model: ir.Model, plan: Plan, facts: dict[str, ValueFacts]) -> Pl
         weight = plan.weights[name]
         plain = np.zeros(len(real)) if bias is None else bias.astype(np.float64)
         corrected |= not np.array_equal(plain, weight.bias)
-        groups = node.attributes["group"].as_int() if "group" in node.attributes else 1
-        mean = facts[str(node.inputs[0].name)].mean.reshape(groups, -1).repeat(len(real) // groups, axis=0)
-        taps = (real - weight.quant.dequantise(weight.codes)).reshape(*real.shape[:2], -1).sum(axis=2)
-        biases[name] = plain + (taps * mean).sum(axis=1)
+        lost = real - weight.quant.dequantise(weight.codes)
+        biases[name] = plain + mean_shift(node, lost, facts[str(node.inputs[0].name)].mean)
     return plan.with_biases(biases) if corrected else plan
+
+
+def mean_shift(conv: ir.Node, lost: npt.NDArray[np.float32], mean: Float64) -> Float64:
+    """What a convolution's outputs (O,) lose on average: sum((W - W^) m), with ``lost`` = W - W^, ``mean`` = m (C,)."""
+    groups = conv.attributes["group"].as_int() if "group" in conv.attributes else 1
+    read = mean.reshape(groups, -1).repeat(len(lost) // groups, axis=0)
+    shift: Float64 = (lost.reshape(*lost.shape[:2], -1).sum(axis=2) * read).sum(axis=1)
+    return shift
 
 
 def float_weights(model: ir.Model, name: str) -> npt.NDArray[np.float32]:

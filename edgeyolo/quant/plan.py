@@ -228,6 +228,16 @@ def _has_one_reader(value: ir.Value) -> bool:
     return len(value.uses()) == 1 and not value.is_graph_output() and len(siblings) < 2
 
 
+def exponent_limits(conv: ir.Node, plan: Plan) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(lowest, highest) fraction bits (O,) of a convolution's weights, by BIAS_LIMIT and what the hardware shifts."""
+    weight = plan.weights[str(conv.name)]
+    fx, fy = int(plan.input_of(conv).frac), int(plan.acts[result_of(conv)].frac)
+    limit = BIAS_LIMIT / leaky_numerator(conv)
+    top = np.floor(np.log2(limit / np.maximum(np.abs(weight.bias), 1e-30))).astype(np.int64) - fx
+    slack = MAX_RIGHT_SHIFT - 7  # the slope's denominator shares the shifter
+    return np.full_like(top, fy - fx - MAX_RIGHT_SHIFT), np.minimum(top, fy - fx + slack)
+
+
 def limit_shifts(model: ir.Model, plan: Plan) -> Plan:
     """Coarsen the weight exponents that would need a bias beyond BIAS_LIMIT or a shift beyond the hardware's."""
     weights = dict(plan.weights)
@@ -235,16 +245,13 @@ def limit_shifts(model: ir.Model, plan: Plan) -> Plan:
         if str(node.name) not in weights:
             continue
         weight = weights[str(node.name)]
-        fx, fy = int(plan.input_of(node).frac), int(plan.acts[result_of(node)].frac)
-        limit = BIAS_LIMIT / leaky_numerator(node)
-        top = np.floor(np.log2(limit / np.maximum(np.abs(weight.bias), 1e-30))).astype(np.int64) - fx
+        low, top = exponent_limits(node, plan)
         if weight.quant.qtype.axis is None:
             top = top.min()
-        slack = MAX_RIGHT_SHIFT - 7  # the slope's denominator shares the shifter
-        frac = np.clip(weight.quant.frac, fy - fx - MAX_RIGHT_SHIFT, np.minimum(top, fy - fx + slack))
+            low = low.max()
+        frac = np.clip(weight.quant.frac, low, top)
         if np.any(frac != weight.quant.frac):
-            real = constant(node.inputs[1])
-            assert real is not None
             quant = TensorQuant.pow2(weight.quant.qtype, frac)
+            real = weight.quant.dequantise(weight.codes)
             weights[str(node.name)] = replace(weight, quant=quant, codes=quant.quantise(real).astype(np.int8))
     return replace(plan, weights=weights)

@@ -1,30 +1,36 @@
-"""From a float graph and calibration pictures to a quantised graph: observe, refine, plan, insert."""
+"""From a float graph and calibration pictures to a quantised graph: observe, refine, plan, insert.
+
+The order of the refinements: scale (equalise, align), which leaves the float network what it is; then layer by layer
+behind the quantised prefix (reconstruct, correct biases). Every combination that is tried is a candidate, and pictures
+that took no part judge it: what does not help is not kept.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from edgeyolo.errors import InputError, UnsupportedError
-from edgeyolo.passes.graph import read_detector
-from edgeyolo.quant.calibrate import Pixels, copy_model, observe, to_float
+from edgeyolo.quant.calibrate import Pixels, copy_model, observe
 from edgeyolo.quant.compare import head_snr
 from edgeyolo.quant.config import QuantConfig
 from edgeyolo.quant.insert_qdq import insert_qdq
-from edgeyolo.quant.plan import Plan, make_plan
-from edgeyolo.quant.refine.bias_correction import correct_bias
+from edgeyolo.quant.plan import Plan, conv_roles, make_plan
+from edgeyolo.quant.refine.align import align
 from edgeyolo.quant.refine.equalise import equalise
-from edgeyolo.quant.walk import Float32
+from edgeyolo.quant.refine.sequential import refine_layers
 
-REFINE_PICTURES = 32
-"""Pictures that a refinement holds in memory at once; more changed the head SNR by less than 0.1 dB."""
+BIAS_PICTURES = 32
+"""Of a correction of biases alone; more changed the head SNR by less than 0.1 dB. Reconstruction takes all."""
 HELD_OUT_PICTURES = 16
 """Pictures that judge which refinements helped; never among those they were computed from, unless there are too few."""
 
-Progress = Callable[[Iterable[Pixels], str], Iterable[Pixels]]
+Track = Callable[[Collection[Any], str], Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class QuantResult:
-    """The float graph that was quantised (equalised where that helped), its quantised form, the plan and the ledger.
+    """The float graph that was quantised (scaled where that helped), its quantised form, the plan and the ledger.
 
     ``candidates`` are all combinations that were tried, in order; ``model`` is the very object of the best one.
     """
@@ -65,16 +71,18 @@ def quantise(
     model: ir.Model,
     pictures: Collection[Pixels],
     config: QuantConfig,
-    progress: Progress = lambda pictures, _: pictures,
+    track: Track = lambda items, _: items,
+    saved: Path | None = None,
 ) -> QuantResult:
     """Quantise a float graph.
 
     Args:
         model: float graph, batch 1, BN-folded and simplified; its slopes already dyadic (see passes/); with detector
         metadata.
-        pictures: network pixels (C, H, W) uint8; iterated several times, one picture in memory at a time.
-        config: bits and methods.
-        progress: wraps an iteration over pictures, with a title.
+        pictures: network pixels (C, H, W) uint8; iterated several times, a few in memory at a time.
+        config: bits, methods and refinements.
+        track: wraps an iteration over pictures or layers, with a title.
+        saved: a folder for finished layers, from which the same call goes on after a crash.
 
     Raises:
         UnsupportedError: the graph has several inputs.
@@ -84,42 +92,102 @@ def quantise(
         raise InputError("there are no calibration pictures")
     if len(model.graph.inputs) != 1:
         raise UnsupportedError("the model must have one input", got=[v.name for v in model.graph.inputs])
-    sample, held_out = _split(pictures)
-    batch = np.concatenate([to_float(pixels, read_detector(model)) for pixels in sample])
-    histograms, peaks = observe(model, progress(pictures, "observing activations"))
-    plan = make_plan(model, histograms, config)
-    candidates = _candidates("round to nearest", model, plan, config, batch, held_out)
-    if config.equalise:
-        scaled = copy_model(model)
-        if equalise(scaled, peaks, config.granularity == "per-channel"):
-            histograms, _ = observe(scaled, progress(pictures, "observing, equalised"))
-            plan = make_plan(scaled, histograms, config)
-            candidates += _candidates("equalise", scaled, plan, config, batch, held_out)
+    work = _Work(pictures, config, track, saved, *_split(len(pictures)))
+    candidates = work.scaled(model)
+    if config.reconstruct and config.recipe != "fast":
+        candidates += work.reconstructed(candidates)
     best = max(candidates, key=lambda candidate: candidate.head_snr_db)
     steps = tuple(RefineStep(c.name, c.head_snr_db, c is best) for c in candidates)
     return QuantResult(best.reference, best.model, best.plan, steps, tuple(candidates))
 
 
-def _candidates(
-    name: str, reference: ir.Model, plan: Plan, config: QuantConfig, batch: Float32, held_out: list[Pixels]
-) -> list[Candidate]:
-    """The plan as it is, and with corrected biases: what one refinement is worth may depend on the other."""
-    plans = {name: plan}
-    if config.correct_bias:
-        plans[f"{name} + correct biases"] = correct_bias(reference, plan, batch)
-    models = {label: insert_qdq(reference, each) for label, each in plans.items()}
-    return [
-        Candidate(label, reference, plans[label], quantised, head_snr(reference, quantised, held_out))
-        for label, quantised in models.items()
-    ]
+@dataclass(frozen=True, eq=False)
+class _Some:
+    """Some of the pictures, in their order, and those mirrored where asked; decoded when iterated."""
+
+    pictures: Collection[Pixels]
+    positions: frozenset[int]
+    mirrored: bool = False
+
+    def __len__(self) -> int:
+        return len(self.positions) * (2 if self.mirrored else 1)
+
+    def __contains__(self, item: object) -> bool:
+        return any(item is pixels for pixels in self)
+
+    def __iter__(self) -> Iterator[Pixels]:
+        for index, pixels in enumerate(self.pictures):
+            if index in self.positions:
+                yield pixels
+                if self.mirrored:
+                    yield np.ascontiguousarray(pixels[:, :, ::-1])
 
 
-def _split(pictures: Collection[Pixels]) -> tuple[list[Pixels], list[Pixels]]:
-    """(sample to refine on, held-out sample), spread evenly over the set; the same picture when there is only one."""
-    count = len(pictures)
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """What all candidates of one quantisation share; ``rest`` and ``held_out`` are positions of pictures."""
+
+    pictures: Collection[Pixels]
+    config: QuantConfig
+    track: Track
+    saved: Path | None
+    rest: tuple[int, ...]
+    held_out: tuple[int, ...]
+
+    def candidate(self, name: str, reference: ir.Model, plan: Plan) -> Candidate:
+        quantised = insert_qdq(reference, plan)
+        judges = _Some(self.pictures, frozenset(self.held_out))
+        return Candidate(name, reference, plan, quantised, head_snr(reference, quantised, judges))
+
+    def scaled(self, model: ir.Model) -> list[Candidate]:
+        """Every scaling, as it is and with corrected biases: what one is worth may depend on the other."""
+        config = self.config
+        histograms, peaks = observe(model, self.track(self.pictures, "observing activations"))
+        plan = make_plan(model, histograms, config)
+        found = self._with_biases("round to nearest", model, plan)
+        name, scaled = "", model
+        for method, wanted in (("equalise", config.equalise), ("align", config.align)):
+            if not wanted:
+                continue
+            scaled = copy_model(scaled)
+            if method == "equalise":
+                changed = equalise(scaled, peaks, config.granularity == "per-channel")
+            else:
+                roles = conv_roles(scaled)
+                changed = align(scaled, {conv: config.layer_bits(conv, roles[conv])[0] for conv in roles})
+            if changed:
+                name += ", " * bool(name) + method
+                histograms, _ = observe(scaled, self.track(self.pictures, f"observing: {name}"))
+                found += self._with_biases(name, scaled, make_plan(scaled, histograms, config))
+        return found
+
+    def _with_biases(self, name: str, reference: ir.Model, plan: Plan) -> list[Candidate]:
+        found = [self.candidate(name, reference, plan)]
+        if self.config.correct_bias:
+            spread = np.linspace(0, len(self.rest) - 1, min(BIAS_PICTURES, len(self.rest))).astype(int)
+            sample = _Some(self.pictures, frozenset(self.rest[i] for i in spread))
+            corrected = refine_layers(reference, plan, sample, rebuild=False, track=self.track)
+            found.append(self.candidate(f"{name} + correct biases", reference, corrected))
+        return found
+
+    def reconstructed(self, scaled: list[Candidate]) -> list[Candidate]:
+        """Layers reconstructed behind the best scaling, or behind all of them."""
+        per_scaling = 2 if self.config.correct_bias else 1
+        groups = [scaled[i : i + per_scaling] for i in range(0, len(scaled), per_scaling)]
+        if self.config.recipe != "max":
+            groups = [max(groups, key=lambda group: max(c.head_snr_db for c in group))]
+        found = []
+        for plain, *_ in groups:
+            pictures = _Some(self.pictures, frozenset(self.rest), mirrored=self.config.recipe == "max")
+            plan = refine_layers(
+                plain.reference, plain.plan, pictures, rebuild=True, track=self.track, saved=self.saved
+            )  # fmt: skip
+            found.append(self.candidate(f"{plain.name} + reconstruct", plain.reference, plan))
+        return found
+
+
+def _split(count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(positions to refine on, held-out positions), spread evenly; the same picture when there is only one."""
     held = min(HELD_OUT_PICTURES, max(1, count // 4))
-    held_indices = set(np.linspace(0, count - 1, held).astype(int).tolist())
-    rest = [i for i in range(count) if i not in held_indices] or [0]
-    chosen = {rest[i] for i in np.linspace(0, len(rest) - 1, min(REFINE_PICTURES, len(rest))).astype(int)}
-    wanted = {i: p for i, p in enumerate(pictures) if i in chosen or i in held_indices}
-    return [wanted[i] for i in sorted(chosen)], [wanted[i] for i in sorted(held_indices)]
+    held_out = tuple(sorted(set(np.linspace(0, count - 1, held).astype(int).tolist())))
+    return tuple(i for i in range(count) if i not in held_out) or (0,), held_out

@@ -6,7 +6,7 @@ running the prefix again for each of them would be quadratic.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -35,15 +35,23 @@ class Step:
         self.writes = [str(v.name) for v in (self.activation or node).outputs]
         self._opset = opset
 
-    def compute(self, values: Arrays, replaced: dict[int, Float32] | None = None) -> list[Float32]:
-        """Outputs for ``values`` (by name); ``replaced`` gives other constants by input index, such as {1: weights}."""
-        feeds = {name: values[name] for name in self.reads}
+    def compute(self, values: Arrays) -> list[Float32]:
+        """Outputs for ``values`` (by name)."""
+        return self.open()(values)
+
+    def open(self, replaced: dict[int, Float32] | None = None) -> Callable[[Arrays], list[Float32]]:
+        """``compute`` for several batches; ``replaced`` gives other constants by input index, as {1: weights}."""
         session = open_session(_standalone(self.node, self._opset, replaced or {}), optimise=False)
-        if self.node.op_type in BATCHED:
-            return list(run(session, feeds).values())
-        count = len(next(iter(feeds.values())))
-        single = [run(session, {name: v[i : i + 1] for name, v in feeds.items()}).values() for i in range(count)]
-        return [np.concatenate(parts) for parts in zip(*single, strict=True)]
+
+        def compute(values: Arrays) -> list[Float32]:
+            feeds = {name: values[name] for name in self.reads}
+            if self.node.op_type in BATCHED:
+                return list(run(session, feeds).values())
+            count = len(next(iter(feeds.values())))
+            single = [run(session, {name: v[i : i + 1] for name, v in feeds.items()}).values() for i in range(count)]
+            return [np.concatenate(parts) for parts in zip(*single, strict=True)]
+
+        return compute
 
     def activate(self, value: Float32) -> Float32:
         """The fused activation of a pre-activation value; the value itself where there is none."""

@@ -16,66 +16,26 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 
-from edgeyolo.ort import Arrays
-from edgeyolo.quant.plan import Plan, limit_shifts
-from edgeyolo.quant.walk import Float32, Step, walk
+from edgeyolo.quant.walk import Float32, Step
 
 STEPS = 3
-GRID = 40
-"""Means are taken over at most about GRID x GRID positions a picture: more change nothing but the time."""
 MIN_SLOPE = 0.05
 """Below this mean slope (nearly dead ReLU channels) a bias hardly acts; dividing by less would overshoot."""
 
 
-def correct_bias(model: ir.Model, plan: Plan, batch: Float32) -> Plan:
-    """Return the plan with corrected biases.
+def correct_bias(step: Step, raw: Float32, wanted: Float32, bias: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The bias (O,) with which the activated outputs have the wanted mean.
 
     Args:
-        model: the float graph that ``plan`` quantises.
-        batch: (N, C, H, W) float32 network inputs; memory grows with N, so N is a fixed sample (see quantise).
+        step: the convolution with its activation.
+        raw: (O, P) its outputs without bias, behind the quantised prefix, at some positions.
+        wanted: (O, P) activated outputs of the float layer there.
+        bias: (O,) where to start.
     """
-    source = str(model.graph.inputs[0].name)
-    exact: Arrays = {source: batch}
-    quantised: Arrays = {source: plan.acts[source].fake(batch)}
-    biases: dict[str, npt.NDArray[np.float64]] = {}
-    for step, dead in walk(model):
-        if str(step.node.name) in plan.weights:
-            biases[str(step.node.name)] = _correct(step, plan, exact, quantised)
-        else:
-            for values in (exact, quantised):
-                outputs = [step.activate(v) for v in step.compute(values)]
-                values.update(zip(step.writes, outputs, strict=True))
-            for name in step.writes:
-                if name in plan.acts:
-                    quantised[name] = plan.acts[name].fake(quantised[name])
-        for name in dead:
-            exact.pop(name, None)
-            quantised.pop(name, None)
-    return limit_shifts(model, plan.with_biases(biases))
-
-
-def _correct(step: Step, plan: Plan, exact: Arrays, quantised: Arrays) -> npt.NDArray[np.float64]:
-    weight = plan.weights[str(step.node.name)]
-    codes, quant = weight.codes, weight.quant
-    no_bias = np.zeros(len(codes), np.float32)
-    target = step.activate(step.compute(exact)[0])
-    raw = step.compute(quantised, {1: quant.dequantise(codes), 2: no_bias})[0]
-    stride = max(1, target.shape[2] // GRID)
-    wanted, sample = _channel_mean(target[:, :, ::stride, ::stride]), raw[:, :, ::stride, ::stride]
-    bias = weight.bias.copy()
+    bias, goal = bias.copy(), wanted.mean(axis=1, dtype=np.float64)
     for _ in range(STEPS):
-        pre = sample + bias.astype(np.float32)[None, :, None, None]
-        slope = np.maximum(_channel_mean(step.slope(pre)), MIN_SLOPE)
-        bias += (wanted - _channel_mean(step.activate(pre))) / slope
-    name = step.writes[0]
-    exact[name] = target
-    final = step.activate(raw + bias.astype(np.float32)[None, :, None, None])
-    quantised[name] = plan.acts[name].fake(final)
+        before = raw + bias.astype(np.float32)[:, None]
+        slope = np.maximum(step.slope(before).mean(axis=1, dtype=np.float64), MIN_SLOPE)
+        bias += (goal - step.activate(before).mean(axis=1, dtype=np.float64)) / slope
     return bias
-
-
-def _channel_mean(value: Float32) -> npt.NDArray[np.float64]:
-    mean: npt.NDArray[np.float64] = value.mean(axis=(0, 2, 3), dtype=np.float64)
-    return mean

@@ -1,20 +1,19 @@
-"""Cross-layer equalisation: move scale between two convolutions so that their channels use the integer grid evenly.
+"""Cross-layer equalisation: move scale between convolutions so that channels use the integer grids evenly.
 
-LeakyRelu and Relu commute with positive factors, so for any s > 0 per channel
+Channels may be divided by any s > 0 that their readers multiply with (channels.py). What shares one exponent wants
+equal ranges: the activation's channels a (always), the columns c of the dense convolutions that read them, and the
+rows r of those that make them where weights have one exponent per tensor. The columns of a depthwise convolution with
+an exponent per output channel scale for free. Each term relative to its largest:
 
-    W2 act(W1 x + b1) = (W2 * s) act((W1 x + b1) / s)
+    s = (a / c)^POWER          per channel
+    s = a                      per channel, where no dense convolution reads
+    s = (a r)^(POWER/2) / c^POWER    ... per tensor
 
-s is the geometric balance of what shares one exponent: the activation's channel ranges a (always), the first layer's
-rows r1 where its weights have one exponent per tensor, and the second layer's columns c2, except where that is
-grouped and has an exponent per output channel, for then its columns scale for free:
+POWER is below the 1/2 that would balance both ends: reconstruction makes up for uneven columns, and extreme factors
+serve channels that carry little. s is limited, and divided by its geometric mean.
 
-    s = sqrt(a / c2)    per channel                       s = a    where c2 is free
-    s = sqrt(sqrt(a r1) / c2)    per tensor
-
-with every term relative to its largest; s is then divided by its geometric mean and limited.
-
-Source: Nagel et al. (2019), section 4.1, with the activation range as one more term; weights alone can ruin
-activations.
+Source: Nagel et al., "Data-Free Quantization through Weight Equalization and Bias Correction" (2019), section 4.1,
+with the activation range as one more term; weights alone can ruin activations.
 """
 
 from __future__ import annotations
@@ -24,9 +23,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgeyolo.ort import Arrays
-from edgeyolo.passes.graph import constant, new_initializer
-from edgeyolo.quant.plan import result_of
+from edgeyolo.quant.plan import constants
+from edgeyolo.quant.refine.channels import Channels, conv_groups, find_channels
 
+POWER = 0.3
 LIMIT = 16.0
 """A channel is scaled by at most this factor: nearly dead channels would otherwise ask for any."""
 
@@ -34,74 +34,40 @@ Float64 = npt.NDArray[np.float64]
 
 
 def equalise(model: ir.Model, peaks: Arrays, per_channel: bool) -> int:
-    """Scale all Conv -> (LeakyRelu | Relu) -> Conv pairs of ``model`` in place; returns how many pairs.
+    """Scale the channels of ``model`` in place; returns how many groups of channels may be scaled.
 
     Args:
-        peaks: largest magnitude per channel (C,) by value name, from observe; updated to the scaled model.
+        peaks: largest magnitude per channel (C,) by value name, from observe.
         per_channel: weights will have one exponent per output channel.
     """
-    pairs = 0
-    for first in [n for n in model.graph if n.op_type == "Conv"]:
-        second = _follower(first)
-        if second is None:
-            continue
-        _scale_pair(model.graph, first, second, peaks, per_channel)
-        pairs += 1
-    return pairs
+    channels = find_channels(model)
+    acts, columns, rows = (np.zeros(channels.count) for _ in range(3))
+    dense = np.zeros(channels.count, np.bool_)
+    for name, ids in channels.of.items():
+        if name in peaks:
+            np.maximum.at(acts, ids, _relative(peaks[name].astype(np.float64)))
+    for node, inputs, outputs in channels.convs(model):
+        weight, _ = constants(node)
+        assert weight is not None
+        magnitude = np.abs(weight).max(axis=(2, 3)).astype(np.float64)
+        np.maximum.at(rows, outputs, _relative(magnitude.max(axis=1)))
+        depthwise = conv_groups(node) > 1 and weight.shape[1] == 1
+        if not (depthwise and per_channel):
+            grouped = magnitude.reshape(conv_groups(node), -1, weight.shape[1]).max(axis=1)
+            np.maximum.at(columns, inputs, _relative(grouped.ravel()))
+            dense[inputs] = True
+    acts, columns, rows = (np.maximum(term, 1e-6) for term in (acts, columns, rows))
+    made = acts if per_channel else np.sqrt(acts * rows)
+    factors = np.where(dense, (made / columns) ** POWER, made)
+    _apply(channels, model, factors)
+    return channels.count - 1
 
 
-def _follower(first: ir.Node) -> ir.Node | None:
-    """The Conv that alone reads what ``first`` produces, or None."""
-    if constant(first.inputs[1]) is None or len(first.inputs) < 3 or constant(first.inputs[2]) is None:
-        return None
-    value = first.outputs[0]
-    reader = _only_reader(value)
-    if reader is not None and reader.op_type in ("LeakyRelu", "Relu"):
-        reader = _only_reader(reader.outputs[0])
-    if reader is None or reader.op_type != "Conv" or constant(reader.inputs[1]) is None:
-        return None
-    return reader
-
-
-def _only_reader(value: ir.Value) -> ir.Node | None:
-    """The one node that reads ``value`` as its data input, or None."""
-    uses = list(value.uses())
-    if len(uses) != 1 or value.is_graph_output() or uses[0].idx != 0:
-        return None
-    reader: ir.Node = uses[0].node
-    return reader
-
-
-def _scale_pair(graph: ir.Graph, first: ir.Node, second: ir.Node, peaks: Arrays, per_channel: bool) -> None:
-    w1, b1, w2 = (np.asarray(constant(v), np.float64) for v in (first.inputs[1], first.inputs[2], second.inputs[1]))
-    groups = second.attributes["group"].as_int() if "group" in second.attributes else 1
-    name = result_of(first)
-    peak = np.maximum(np.asarray(peaks[name], np.float64), 1e-12)
-    shrink = [_relative(peak)]
-    grow: list[Float64] = []
-    if not per_channel:
-        shrink.append(_relative(np.abs(w1.reshape(len(w1), -1)).max(axis=1)))
-    columns = _columns(w2, groups)
-    if groups == 1 or not per_channel:
-        grow.append(_relative(columns))
-    logs = sum(np.log(t) for t in shrink) / len(shrink) - (sum(np.log(t) for t in grow) / len(grow) if grow else 0.0)
-    s = np.exp(logs / (2.0 if grow else 1.0))
-    s = np.clip(s / np.exp(np.log(s).mean()), 1 / LIMIT, LIMIT)
-    first.replace_input_with(
-        1, new_initializer(graph, f"{first.name}.equal_w", (w1 / s[:, None, None, None]).astype(np.float32))
-    )
-    first.replace_input_with(2, new_initializer(graph, f"{first.name}.equal_b", (b1 / s).astype(np.float32)))
-    per_input = np.repeat(s.reshape(groups, -1), len(w2) // groups, axis=0)  # (O, I/groups)
-    scaled = (w2 * per_input[:, :, None, None]).astype(np.float32)
-    second.replace_input_with(1, new_initializer(graph, f"{second.name}.equal_w", scaled))
-    peaks[name] = (peak / s).astype(np.float32)
-
-
-def _columns(weight: Float64, groups: int) -> Float64:
-    """Largest weight magnitude that reads each input channel, (I,)."""
-    grouped = np.abs(weight).max(axis=(2, 3)).reshape(groups, -1, weight.shape[1])
-    columns: Float64 = grouped.max(axis=1).reshape(-1)
-    return columns
+def _apply(channels: Channels, model: ir.Model, factors: Float64) -> None:
+    free = factors[1:]
+    if len(free):
+        factors = np.clip(factors / np.exp(np.log(free).mean()), 1 / LIMIT, LIMIT)
+        channels.rescale(model, factors)
 
 
 def _relative(ranges: Float64) -> Float64:
