@@ -33,7 +33,7 @@ LOUD = 15.9
 EXACT_DB = 200.0
 SAME_DB = 1e-3
 """The same integers; ONNX Runtime may add the float reference's products in another order."""
-PER_TENSOR = QuantConfig(4, granularity="per-tensor", equalise=False)
+PER_TENSOR = QuantConfig(4, granularity="per-tensor", equalise=False, align=False, reconstruct=False)
 SAMPLE = pictures(4, 3, 16, 16)
 
 
@@ -218,8 +218,9 @@ def test_a_mixture_of_nothing_is_float_and_of_everything_is_the_quantised_networ
 
 def test_own_biases_take_the_mean_error_away_layer_by_layer() -> None:
     model = net()
-    plain, _ = mixture(model, QuantConfig(3, equalise=False, correct_bias=False), SAMPLE)
-    result = quantise(model, SAMPLE, QuantConfig(3, equalise=False))
+    config = QuantConfig(3, equalise=False, align=False, reconstruct=False)
+    plain, _ = mixture(model, replace(config, correct_bias=False), SAMPLE)
+    result = quantise(model, SAMPLE, config)
     assert result.steps[1].kept
     mixed = Mixture(result.reference, result.plan, SAMPLE)
     for name in mixed.all_weights:

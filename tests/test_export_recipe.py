@@ -31,7 +31,8 @@ store, finished = SavedLayers.store, []
 
 def store_and_die(self, index, weight):
     store(self, index, weight)
-    finished.append(index)
+    if self.folder is not None:  # corrections of biases alone are not kept
+        finished.append(index)
     if len(finished) == {FINISHED}:
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -104,13 +104,15 @@ def test_the_same_input_gives_the_same_file():
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_weights_and_activations_have_the_bits_that_were_asked_for(bits):
-    model = plain(net(), bits=bits, act_bits=max(4, bits))
+    model = plain(net(), bits=bits, act_bits=max(4, bits), head_bits=bits + 3)
     program = lower_fixed(model)
     convs = [op for op in program.ops if isinstance(op, Conv)]
     assert {op.weight_type.bits for op in convs} == {bits}
     assert all(-(1 << bits - 1) <= op.weight.min() and op.weight.max() < 1 << bits - 1 for op in convs)
     assert any(len(np.unique(op.weight)) > 1 for op in convs)
-    assert {t.qtype.bits for t in program.tensors[1:]} == {max(4, bits)}
+    assert {program.tensors[i].qtype.bits for i in program.outputs} == {bits + 3}
+    inner = [t for i, t in enumerate(program.tensors) if i not in (program.input, *program.outputs)]
+    assert {t.qtype.bits for t in inner} == {max(4, bits)}
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)

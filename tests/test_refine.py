@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -10,17 +11,16 @@ import onnx_ir as ir
 import pytest
 from graphs import ARRAYS, Array, assert_equals_ort, build, net, normal, outputs, pictures
 
-from edgeyolo.passes.graph import constant, read_detector
+from edgeyolo.passes.graph import read_detector
 from edgeyolo.quant import quantise as quantise_module
-from edgeyolo.quant.calibrate import copy_model, observe, run_pictures, to_float
+from edgeyolo.quant.calibrate import observe, run_pictures, to_float
 from edgeyolo.quant.compare import head_snr
 from edgeyolo.quant.config import QuantConfig
 from edgeyolo.quant.insert_qdq import insert_qdq
 from edgeyolo.quant.plan import BIAS_LIMIT, Plan, limit_shifts, make_plan
 from edgeyolo.quant.quantise import quantise
-from edgeyolo.quant.refine import bias_correction
-from edgeyolo.quant.refine.bias_correction import correct_bias
-from edgeyolo.quant.refine.equalise import LIMIT, equalise
+from edgeyolo.quant.refine.channels import find_channels
+from edgeyolo.quant.refine.sequential import refine_layers
 from edgeyolo.quant.walk import Step, walk
 
 PICTURES = pictures(8, 3, 16, 16)
@@ -35,7 +35,6 @@ PAIR = """(float[1,3,16,16] images) => (float[1,6,16,16] head) {{
     {middle}
     head = Conv(a1, w5, b5)
 }}"""
-DEPTHWISE = "c1 = Conv<pads=[1,1,1,1], group=8>(a0, w1, b1)\na1 = Relu(c1)"
 LEAKY = "LeakyRelu<alpha=0.1015625>(c0)"
 
 
@@ -50,10 +49,6 @@ def uneven(seed: int = 3) -> dict[str, Array]:
     return {"w0": first, "b0": bias, "w2": second}
 
 
-def batch(model: ir.Model) -> Array:
-    return np.concatenate([to_float(p, read_detector(model)) for p in PICTURES])
-
-
 def planned(model: ir.Model, **options: Any) -> Plan:
     return make_plan(model, observe(model, PICTURES)[0], QuantConfig(**options))
 
@@ -64,7 +59,7 @@ def snr(model: ir.Model, plan: Plan) -> float:
 
 def test_walking_computes_what_the_whole_graph_computes_and_forgets_what_is_dead():
     model = net()
-    images = batch(model)[:2]
+    images = np.concatenate([to_float(p, read_detector(model)) for p in PICTURES[:2]])
     values: dict[str, Array] = {"images": images}
     for step, dead in walk(model):
         assert set(step.reads) <= set(values)
@@ -114,7 +109,7 @@ def test_bias_correction_gives_the_layer_its_mean_back(activation, bits):
         pairs = zip(*(run_pictures(m, ["a0"], PICTURES) for m in (model, insert_qdq(model, candidate))), strict=True)
         return np.mean([(got["a0"] - exact["a0"]).mean(axis=(0, 2, 3)) for exact, got in pairs], axis=0)
 
-    before, after = off(plan), off(correct_bias(model, plan, batch(model)))
+    before, after = off(plan), off(refine_layers(model, plan, PICTURES, rebuild=False))
     assert np.abs(before).max() > 10 * MEAN_TOLERANCE
     assert np.abs(after).max() <= MEAN_TOLERANCE
 
@@ -123,7 +118,7 @@ def test_bias_correction_gives_the_layer_its_mean_back(activation, bits):
 def test_bias_correction_raises_the_heads_snr(bits):
     model = net()
     plan = planned(model, bits=bits)
-    corrected = correct_bias(model, plan, batch(model))
+    corrected = refine_layers(model, plan, PICTURES, rebuild=False)
     assert snr(model, corrected) > snr(model, plan) + 3  # dB
     for name, weight in plan.weights.items():  # nothing but biases changed
         assert corrected.weights[name].codes is weight.codes and corrected.weights[name].quant is weight.quant
@@ -149,125 +144,16 @@ def test_a_corrected_bias_stays_in_range_where_a_channel_is_nearly_dead():
     assert_equals_ort(insert_qdq(model, limited))
 
 
-def test_bias_correction_keeps_every_bias_in_range(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(bias_correction, "_correct", lambda step, plan, exact, quantised: _huge(step, exact, quantised))
-    model = net()
-    plan = correct_bias(model, planned(model), batch(model))
-    for node in model.graph:
-        if node.op_type == "Conv":
-            assert np.abs(plan.bias_codes(node)[0]).max() <= BIAS_LIMIT
-
-
-def _huge(step: Step, *values: dict[str, Array]) -> Array:
-    """What a correction gone wild would return."""
-    for batch_values in values:
-        batch_values[step.writes[0]] = step.activate(step.compute(batch_values)[0])
-    return np.full(len(constant(step.node.inputs[1])), 5000.0)
-
-
-def test_bias_correction_is_on_by_default_and_can_be_switched_off():
-    result = quantise(net(), PICTURES, QuantConfig(bits=4, equalise=False))
-    without = quantise(net(), PICTURES, QuantConfig(bits=4, equalise=False, correct_bias=False))
-    assert result.steps[-1].kept and "correct biases" in result.steps[-1].name
-    assert [step.name for step in without.steps] == ["round to nearest"]
-    assert result.steps[0].head_snr_db == without.steps[0].head_snr_db
-    assert head_snr(result.reference, result.model, PICTURES) > head_snr(without.reference, without.model, PICTURES) + 3
-    assert_equals_ort(result.model)
-
-
-def test_a_bias_correction_that_does_not_help_is_not_kept(monkeypatch: pytest.MonkeyPatch):
-    def harmful(_: ir.Model, plan: Plan, __: Array) -> Plan:
-        return plan.with_biases({name: weight.bias + 1.0 for name, weight in plan.weights.items()})
-
-    monkeypatch.setattr(quantise_module, "correct_bias", harmful)
-    result = quantise(net(), PICTURES, QuantConfig(bits=4, equalise=False))
-    assert [step.kept for step in result.steps] == [True, False]
-    assert result.steps[1].head_snr_db < result.steps[0].head_snr_db
-    assert np.array_equal(result.plan.weights["c0"].bias, ARRAYS["b0"].astype(np.float64))
-    assert head_snr(result.reference, result.model, PICTURES) > -4
-
-
-SECONDS = {
-    "point": ("a1 = Conv(a0, w2)", (8, 8, 1, 1)),
-    "depthwise": (DEPTHWISE, (8, 1, 3, 3)),
-    "grouped": ("c1 = Conv<group=2>(a0, w2)\na1 = Relu(c1)", (8, 4, 1, 1)),
-}
-
-
-def equalised(model: ir.Model, per_channel: bool) -> tuple[ir.Model, int, dict[str, Array]]:
-    """A scaled copy, how many pairs were scaled, and the peaks as equalise leaves them."""
-    after, peaks = copy_model(model), dict(observe(model, PICTURES)[1])
-    return after, equalise(after, peaks, per_channel), peaks
-
-
 def assert_same_heads(before: ir.Model, after: ir.Model) -> None:
     expected, got = (next(iter(run_pictures(m, ["head"], PICTURES)))["head"] for m in (before, after))
     assert np.abs(expected - got).max() <= EQUAL_TOLERANCE * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("per_channel", [True, False])
-@pytest.mark.parametrize("activation", [LEAKY, "Relu(c0)"])
-@pytest.mark.parametrize("second", list(SECONDS))
-def test_equalisation_preserves_the_function_and_evens_the_ranges(second, activation, per_channel):
-    middle, shape = SECONDS[second]
-    model = pair(activation, middle, **{**uneven(), ("w1" if second == "depthwise" else "w2"): normal(5, *shape)})
-    after, pairs, peaks = equalised(model, per_channel)
-    assert pairs >= 1
-    assert_same_heads(model, after)
-    old, new = (observe(m, PICTURES)[1] for m in (model, after))
-    alive = old["a0"] > 0
-    spread = [values["a0"][alive].max() / values["a0"][alive].min() for values in (old, new)]
-    assert spread[0] > 2 * spread[1]
-    for name, peak in new.items():
-        assert np.abs(peak - peaks[name]).max() <= EQUAL_TOLERANCE * peak.max()
-
-
-def test_convolutions_without_an_activation_between_are_a_pair_too():
-    text = "(float[1,3,16,16] images) => (float[1,8,16,16] head) { c = Conv(images, w, b0)\nhead = Conv(c, w2) }"
-    model = build(text, {**ARRAYS, **uneven(), "w": uneven()["w0"][:, :, :1, :1].copy()})
-    after, pairs, _ = equalised(model, True)
-    assert pairs == 1
-    assert_same_heads(model, after)
-
-
-def test_no_channel_is_scaled_by_more_than_the_limit():
-    weights = uneven()
-    weights["w0"][2] *= 1e-9  # dead, but for its bias
-    weights["b0"][2] *= 1e-9
-    after, _, _ = equalised(pair(**weights), True)
-    factors = np.abs(constant(after.graph[0].inputs[1])).max(axis=(1, 2, 3)) / np.abs(weights["w0"]).max(axis=(1, 2, 3))
-    assert factors.max() <= LIMIT * 1.001 and factors.min() >= 1 / LIMIT * 0.999
-
-
-@pytest.mark.parametrize(
-    ("activation", "middle", "bias"),
-    [
-        ("Clip(c0, lo, hi)", "a1 = Conv(a0, w2)", "b0"),
-        ("Sigmoid(c0)", "a1 = Conv(a0, w2)", "b0"),
-        (LEAKY, "v = Conv(a0, w2)\na1 = Add(v, a0)", "b0"),
-        (LEAKY, "p = MaxPool<kernel_shape=[1,1]>(a0)\na1 = Conv(p, w2)", "b0"),
-        (LEAKY, "k = Exp(w2)\na1 = Conv(a0, k)", "b0"),
-    ],
-    ids=["clip", "sigmoid", "two readers", "pool", "computed weights"],
-)
-def test_what_does_not_commute_is_left_alone(activation, middle, bias):
-    model = pair(activation, middle, lo=np.float32(-1), hi=np.float32(1))
-    before = constant(model.graph[0].inputs[1])
-    _, peaks = observe(model, PICTURES)
-    equalise(model, peaks, True)
-    assert constant(model.graph[0].inputs[1]) is before or np.array_equal(constant(model.graph[0].inputs[1]), before)
-
-
-def test_a_layer_of_zeros_equalises_to_numbers():
-    model = pair(w2=np.zeros((8, 8, 1, 1), np.float32))
-    after, _, _ = equalised(model, False)
-    assert all(np.isfinite(v.const_value.numpy()).all() for v in after.graph.initializers.values())
-    assert_same_heads(model, after)
-
-
 @pytest.mark.parametrize("granularity", ["per-tensor", "per-channel"])
 def test_equalisation_raises_the_heads_snr_where_channel_ranges_differ_wildly(granularity):
-    config = QuantConfig(bits=6, act_bits=6, granularity=granularity, correct_bias=False)
+    config = QuantConfig(
+        bits=6, act_bits=6, granularity=granularity, correct_bias=False, align=False, reconstruct=False
+    )
     model = pair(**uneven())
     result = quantise(model, PICTURES, config)
     steps = {step.name: step for step in result.steps}
@@ -278,24 +164,6 @@ def test_equalisation_raises_the_heads_snr_where_channel_ranges_differ_wildly(gr
     off = quantise(model, PICTURES, replace(config, equalise=False))
     assert [step.name for step in off.steps] == ["round to nearest"]
     assert head_snr(model, off.model, PICTURES) + 6 < head_snr(model, result.model, PICTURES)
-
-
-def test_an_equalisation_that_does_not_help_is_not_kept(monkeypatch: pytest.MonkeyPatch):
-    def harmful(model: ir.Model, *_: Any) -> int:
-        conv, scale = model.graph[0], np.ldexp(np.float32(1), np.arange(8) * 2)
-        for index, shape in ((1, (8, 1, 1, 1)), (2, (8,))):
-            value = conv.inputs[index]
-            value.const_value = ir.tensor(constant(value) * scale.reshape(shape))
-        value = model.graph[2].inputs[1]
-        value.const_value = ir.tensor(constant(value) / scale.reshape(1, 8, 1, 1))
-        return 1
-
-    monkeypatch.setattr(quantise_module, "equalise", harmful)
-    model = pair()
-    result = quantise(model, PICTURES, QuantConfig(bits=6, act_bits=6, granularity="per-tensor", correct_bias=False))
-    assert [(step.name, step.kept) for step in result.steps] == [("round to nearest", True), ("equalise", False)]
-    assert result.steps[1].head_snr_db < result.steps[0].head_snr_db
-    assert np.array_equal(constant(result.reference.graph[0].inputs[1]), ARRAYS["w0"])
 
 
 def test_a_batch_of_pictures_passes_a_reshape_and_a_resize_whose_constants_say_one():
@@ -309,7 +177,7 @@ def test_a_batch_of_pictures_passes_a_reshape_and_a_resize_whose_constants_say_o
     shapes = {"folded": [1, 32, 8, 8], "size": [1, 32, 16, 16], "flat": [1, 8, 32, 32]}
     model = build(text, {**ARRAYS, **shapes})
     plan = planned(model, bits=3)
-    assert snr(model, correct_bias(model, plan, batch(model))) > snr(model, plan) + 1  # dB
+    assert snr(model, refine_layers(model, plan, PICTURES, rebuild=False)) > snr(model, plan) + 1  # dB
     assert_equals_ort(quantise(model, PICTURES, QuantConfig(bits=3)).model)
 
 
@@ -318,3 +186,98 @@ def test_very_few_pictures_suffice(count):
     result = quantise(net(), PICTURES[:count], QuantConfig(bits=4))
     assert_equals_ort(result.model)
     assert all(np.isfinite(step.head_snr_db) for step in result.steps)
+
+
+NAMES = (
+    "round to nearest",
+    "round to nearest + correct biases",
+    "equalise",
+    "equalise + correct biases",
+    "equalise, align",
+    "equalise, align + correct biases",
+)
+
+
+def test_what_was_tried_stands_in_the_ledger_and_the_best_is_kept():
+    model = net()
+    result = quantise(model, PICTURES, QuantConfig(bits=4))
+    names = [step.name for step in result.steps]
+    assert tuple(names[:-1]) == NAMES and names[-1] in [f"{name} + reconstruct" for name in NAMES[::2]]
+    best = max(result.steps, key=lambda step: step.head_snr_db)
+    assert [step for step in result.steps if step.kept] == [best]
+    kept = result.candidates[result.steps.index(best)]
+    assert result.model is kept.model and result.plan is kept.plan and result.reference is kept.reference
+    assert_equals_ort(result.model)
+
+
+@pytest.mark.parametrize("off", ["equalise", "align", "correct_bias", "reconstruct"])
+def test_every_refinement_can_be_switched_off(off):
+    result = quantise(net(), PICTURES, QuantConfig(bits=4, **{off: False}))  # type: ignore[arg-type]
+    told = off.replace("correct_bias", "correct biases")
+    assert result.steps and not any(told in step.name for step in result.steps)
+
+
+@pytest.mark.parametrize("recipe", ["fast", "default", "max"])
+def test_a_recipe_says_how_much_is_reconstructed_and_from_what(recipe, monkeypatch: pytest.MonkeyPatch):
+    seen: list[tuple[bool, list[Array]]] = []
+
+    def recorded(model: ir.Model, plan: Plan, some: Collection[Array], **options: Any) -> Plan:
+        assert len(some) == len(list(some))
+        seen.append((options["rebuild"], list(some)))
+        return plan
+
+    monkeypatch.setattr(quantise_module, "refine_layers", recorded)
+    result = quantise(net(), PICTURES, QuantConfig(bits=4, recipe=recipe))
+    rebuilt = [step.name for step in result.steps if "reconstruct" in step.name]
+    wanted = {"fast": 0, "default": 1, "max": 3}[recipe]
+    assert len(rebuilt) == wanted == sum(rebuild for rebuild, _ in seen)
+    if recipe == "max":
+        assert rebuilt == [f"{name} + reconstruct" for name in NAMES[::2]]
+    held_out = {p.tobytes() for p in (PICTURES[0], PICTURES[-1])}
+    for rebuild, some in seen:
+        used = [p.tobytes() for p in some]
+        mirrored = rebuild and recipe == "max"
+        assert not held_out & set(used)
+        assert len(set(used)) == len(used) == (2 if mirrored else 1) * (len(PICTURES) - 2)
+        assert (np.ascontiguousarray(PICTURES[3][:, :, ::-1]).tobytes() in used) is mirrored
+
+
+@pytest.mark.parametrize("rebuild", [True, False])
+def test_a_refinement_of_layers_that_does_not_help_is_not_kept(rebuild, monkeypatch: pytest.MonkeyPatch):
+    real = quantise_module.refine_layers
+
+    def harmful(model: ir.Model, plan: Plan, some: Any, **options: Any) -> Plan:
+        found = real(model, plan, some, **options)
+        if options["rebuild"] is not rebuild:
+            return found
+        return found.with_biases({name: weight.bias + 1.0 for name, weight in found.weights.items()})
+
+    monkeypatch.setattr(quantise_module, "refine_layers", harmful)
+    result = quantise(net(), PICTURES, QuantConfig(bits=4, equalise=False, align=False))
+    kept = [step.kept for step in result.steps]
+    assert kept == ([False, True, False] if rebuild else [False, False, True])
+
+
+@pytest.mark.parametrize("method", ["equalise", "align"])
+def test_a_scaling_that_does_not_help_is_not_kept(method, monkeypatch: pytest.MonkeyPatch):
+    def harmful(model: ir.Model, *_: Any) -> int:
+        channels = find_channels(model)
+        channels.rescale(model, np.ldexp(1.0, np.arange(channels.count) % 8 * 2))
+        return 1
+
+    monkeypatch.setattr(quantise_module, method, harmful)
+    model, off = pair(), {"equalise": False, "align": False, method: True}
+    config = QuantConfig(bits=6, act_bits=6, granularity="per-tensor", correct_bias=False, reconstruct=False, **off)
+    result = quantise(model, PICTURES, config)
+    assert [(step.name, step.kept) for step in result.steps] == [("round to nearest", True), (method, False)]
+    assert result.steps[1].head_snr_db < result.steps[0].head_snr_db
+    assert result.reference is model
+
+
+def test_alignment_raises_the_heads_snr_where_the_best_scales_lie_between_powers_of_two():
+    signs = np.sign(normal(40, 8, 3, 3, 3)) * np.linspace(0.72, 0.78, 8)[:, None, None, None]
+    model = pair(w0=signs.astype(np.float32))
+    config = QuantConfig(bits=2, equalise=False, correct_bias=False, reconstruct=False)
+    nearest, aligned = quantise(model, PICTURES, config).steps
+    assert (nearest.name, aligned.name) == ("round to nearest", "align")
+    assert aligned.kept and aligned.head_snr_db > nearest.head_snr_db + 1

@@ -41,7 +41,20 @@ SHOWN_LAYERS = 10
 """Of --diagnose."""
 FPGA_ONLY = {
     *("data", "data_limit", "calib_limit", "bits", "act_bits", "head_bits", "keep", "granularity", "method"),
-    *("equalise", "align", "correct_bias", "reconstruct", "recipe", "board", "layout", "formats", "golden"),
+    *(
+        "equalise",
+        "align",
+        "correct_bias",
+        "reconstruct",
+        "recipe",
+        "avg_bits",
+        "max_bytes",
+        "act_share",
+        "board",
+        "layout",
+        "formats",
+        "golden",
+    ),
     *("max_drop", "report", "diagnose"),
 }
 ONNX_ONLY = {"dynamic_batch", "decode", "nms", "conf", "iou"}

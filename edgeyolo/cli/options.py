@@ -39,6 +39,11 @@ QUANT_OPTIONS = (
 RECIPE_OPTIONS = (
     click.option("--recipe", default="default", show_default=True, help="fast, default or max: time for accuracy."),
     click.option("--reconstruct/--no-reconstruct", default=True, help="Rebuild every layer, kept where it helps."),
+    click.option(
+        "--avg-bits", metavar="N|auto", help="Bits per layer so that weights have N on average; auto: --max-drop."
+    ),
+    click.option("--max-bytes", type=click.IntRange(min=1), help="Bits per layer so that weights and biases fit."),
+    click.option("--act-share", default=0.0, help="Share of the activations that may be 16 bit wide, 0 to 1."),
 )
 """What diagnose leaves out: it compares many quantisations without reconstruction."""
 

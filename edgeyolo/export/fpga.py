@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -18,11 +18,12 @@ import onnx_ir as ir
 from edgeyolo import __version__
 from edgeyolo.bundle import MODEL, PROGRAM, write_manifest
 from edgeyolo.errors import InputError, UnsupportedError
+from edgeyolo.export.budget import Budget, quantise_within
 from edgeyolo.export.costs import blob_bytes
 from edgeyolo.export.golden import write_golden
 from edgeyolo.export.labels import LabelledSet
 from edgeyolo.export.ledger import Ledger, measure
-from edgeyolo.export.ledger_stages import ledger_stages
+from edgeyolo.export.ledger_stages import INTEGER, Stage, ledger_stages, onnx_heads
 from edgeyolo.export.oracle import Oracle
 from edgeyolo.export.pictures import PictureSet
 from edgeyolo.export.prepare import Parity, Stages
@@ -65,6 +66,7 @@ class FpgaRequest:
         golden: pictures whose every layer is stored.
         max_drop: largest loss that is not an error: of AP with labels, of agreement (1 - F1) without.
         polish: adds a candidate to the quantisation before it is lowered.
+        budget: chooses the bits of layers that ``config.keep`` does not name; None: all have ``config.bits``.
     """
 
     output: Path
@@ -76,6 +78,7 @@ class FpgaRequest:
     max_drop: float | None = None
     force: bool = False
     polish: Polish | None = None
+    budget: Budget | None = None
 
     @property
     def partial(self) -> Path:
@@ -121,7 +124,9 @@ class FpgaRequest:
         drop = options["max_drop"]
         if drop is not None and not 0 <= drop <= 1:
             raise InputError("out of range", where="--max-drop", got=drop, allowed="0 to 1")
-        return cls(output, profile, config, layout, formats, options["golden"], drop, options["force"])
+        budget = Budget.of(options["avg_bits"], options["max_bytes"], options["act_share"], drop)
+        shared = (options["golden"], drop, options["force"])
+        return cls(output, profile, config, layout, formats, *shared, budget=budget)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +193,7 @@ def export_fpga(
     check_raw(model)
     exact, slopes, slope_snr = fixed_point_form(model, pictures, stages, log)
     with log.stage("quantise") as details:
-        quant = quantise(exact, pictures, request.config, lambda i, title: log.track(i, title, len(i)), request.partial)
+        quant, request = _quantise(source, exact, pictures, request, log, labels)
         first, best = quant.steps[0], max(quant.steps, key=lambda step: step.head_snr_db)
         details.append(f"{best.name}: head SNR {best.head_snr_db:.1f} dB")
         if best is not first:
@@ -217,6 +222,28 @@ def export_fpga(
         details.append(f"{len(written)} files; {compared:,} golden elements equal to ONNX Runtime's")
     shutil.rmtree(request.partial, ignore_errors=True)
     return FpgaResult(quant, program, ledger, layers, slopes, slope_snr, written, compared, facts)
+
+
+def _quantise(
+    source: Source, exact: ir.Model, pictures: PictureSet, request: FpgaRequest, log: Log, labels: LabelledSet | None
+) -> tuple[QuantResult, FpgaRequest]:  # fmt: skip
+    """Quantise as asked, or within a budget; returns the request with the bits that were chosen."""
+
+    def make(config: QuantConfig) -> QuantResult:
+        return quantise(exact, pictures, config, lambda i, title: log.track(i, title, len(i)), request.partial)
+
+    def loss(quant: QuantResult) -> float:
+        sample = pictures.spread(AGREEMENT_PICTURES) if labels is None else labels.pictures
+        pair = [Stage("source", partial(onnx_heads, source.model, optimise=True), 0, 0)]
+        pair.append(Stage(INTEGER, partial(onnx_heads, quant.model, optimise=False), 0, 0))
+        return measure(pair, read_detector(source.model), sample, labels, log).drop
+
+    if request.budget is None:
+        return make(request.config), request
+    quant, config = quantise_within(
+        exact, pictures, request.config, request.budget, request.profile, make, loss, log
+    )  # fmt: skip
+    return quant, replace(request, config=config)
 
 
 def _ledger(

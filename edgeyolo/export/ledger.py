@@ -105,6 +105,11 @@ class Ledger:
         return self.agreement.f1 < LOST if self.agreement.judged else self.snr_db < LOST_SNR_DB
 
     @property
+    def drop(self) -> float:
+        """What is lost: of AP with labels, of the agreement without."""
+        return round(1 - self.agreement.f1 if self.ap is None else self.ap[0] - self.ap[1], 4)
+
+    @property
     def ap_text(self) -> str:
         """AP before and after in figures; empty without labels."""
         if self.ap is None:
@@ -161,17 +166,19 @@ def check_drop(ledger: Ledger, max_drop: float | None, output: object) -> None:
     hint = "edgeyolo diagnose names the guilty layers; then --keep, more --bits or --granularity per-channel"
     where = f"{output} (written all the same)"
     if ledger.ap is not None:
-        drop = round(ledger.ap[0] - ledger.ap[1], 4)
         if ledger.ap[0] < JUDGED_AP:
             what = "the float model itself finds next to nothing in the labelled pictures"
             hint = "check --names, --imgsz and the labels with edgeyolo eval"
-        elif drop > max_drop:
+        elif ledger.drop > max_drop:
             what = "the quantised model lost more AP than allowed"
         else:
             return
-        allowed, got = f"a loss of AP of at most {max_drop:g} (--max-drop)", f"a loss of {drop:g}: {ledger.ap_text}"
+        allowed, got = (
+            f"a loss of AP of at most {max_drop:g} (--max-drop)",
+            f"a loss of {ledger.drop:g}: {ledger.ap_text}",
+        )
         raise AccuracyError(what, where=where, got=got, allowed=allowed, hint=hint)
-    if not ledger.agreement.judged or round(1 - ledger.agreement.f1, 4) > max_drop:
+    if not ledger.agreement.judged or ledger.drop > max_drop:
         raise AccuracyError(
             "the quantised model lost more agreement with the float model than allowed",
             where=where,

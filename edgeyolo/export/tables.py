@@ -11,7 +11,7 @@ from edgeyolo.errors import printable
 from edgeyolo.export.fpga import FpgaRequest, FpgaResult
 from edgeyolo.export.ledger import Ledger
 from edgeyolo.program import Conv
-from edgeyolo.progress import Log
+from edgeyolo.progress import Log, peak_memory
 from edgeyolo.quant.compare import LayerReport
 
 WORST = 5
@@ -27,6 +27,9 @@ def print_result(result: FpgaResult, request: FpgaRequest, log: Log, *, full: bo
     log.table(ledger_table(result.ledger))
     log.table(_summary(result, request))
     pictures = "" if request.golden else " --pictures FOLDER"
+    peak = peak_memory()
+    if peak is not None:
+        log.say(f"\npeak memory: {peak / 2**20:,.0f} MiB")
     log.say(f"\nnext: edgeyolo verify {request.output}{pictures}")
     if request.golden:
         log.say(f"      make -C {request.output}/engine test")
