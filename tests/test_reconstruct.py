@@ -20,7 +20,6 @@ from edgeyolo.quant.refine.rounding import (
     Problem,
     Rounded,
     best_rounding,
-    best_scale,
     descend,
     sequential,
 )
@@ -224,18 +223,6 @@ def test_integers_that_are_too_large_together_are_never_chosen():
     assert np.abs(best_rounding(free, start, tried, joint=False).codes).sum(axis=2).max() > limit
     p = replace(free, total=limit)
     assert np.abs(best_rounding(p, start, tried, joint=False).codes).sum(axis=2).max() <= limit
-
-
-def test_the_best_scale_cannot_be_bettered():
-    p = problem(2, 9)
-    rounded = nearest(p, scales(p))
-    scale = best_scale(p, rounded)
-    cost = p.cost(rounded.codes, scale)
-    assert np.all(cost <= rounded.cost) and np.any(cost < rounded.cost)
-    for factor in (0.99, 1.01):
-        assert np.all(p.cost(rounded.codes, scale * factor) > cost)
-    zeros = Rounded(np.zeros_like(rounded.codes), rounded.scale, rounded.cost)
-    assert np.array_equal(best_scale(p, zeros), rounded.scale)
 
 
 class Layer:

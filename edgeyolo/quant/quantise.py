@@ -171,11 +171,14 @@ class _Work:
         return found
 
     def reconstructed(self, scaled: list[Candidate]) -> list[Candidate]:
-        """Layers reconstructed behind the best scaling, or behind all of them."""
+        """Layers reconstructed behind the best scaling, or behind all of them.
+
+        Without any they reconstruct worse on every net that was measured, although biases alone may rank them first.
+        """
         per_scaling = 2 if self.config.correct_bias else 1
         groups = [scaled[i : i + per_scaling] for i in range(0, len(scaled), per_scaling)]
         if self.config.recipe != "max":
-            groups = [max(groups, key=lambda group: max(c.head_snr_db for c in group))]
+            groups = [max(groups[1:] or groups, key=lambda group: max(c.head_snr_db for c in group))]
         found = []
         for plain, *_ in groups:
             pictures = _Some(self.pictures, frozenset(self.rest), mirrored=self.config.recipe == "max")

@@ -104,12 +104,3 @@ def descend(problem: Problem, scale: Float64, codes: Int64) -> Int64:
         if not moved:
             break
     return codes
-
-
-def best_scale(problem: Problem, rounded: Rounded) -> Float64:
-    """(G, M) the real scale that suits given integers best: (q H w) / (q H q); the old one where that is not > 0."""
-    seen = rounded.codes @ problem.hessian
-    wanted = np.einsum("gmk,gmk->gm", seen, problem.weights)
-    energy = np.einsum("gmk,gmk->gm", seen, rounded.codes.astype(np.float64))
-    fits = (wanted > 0) & (energy > 0)
-    return np.where(fits, wanted / np.where(fits, energy, 1.0), rounded.scale)
