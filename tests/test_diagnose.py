@@ -205,7 +205,7 @@ def mixture(model: ir.Model, config: QuantConfig, sample: list[Pixels]) -> tuple
 
 def test_a_mixture_of_nothing_is_float_and_of_everything_is_the_quantised_network() -> None:
     """With every operation in it: SiLU, residual, pool, upsample, concat, two heads."""
-    mixed, quantised = mixture(net(), QuantConfig(4, correct_bias=False), SAMPLE)
+    mixed, quantised = mixture(net(), QuantConfig(4, correct_bias=False, reconstruct=False), SAMPLE)
     assert mixed.snr(mixed.model([], [])) > EXACT_DB
     assert mixed.snr(mixed.without(mixed.layers)) > EXACT_DB
     full = mixed.snr(mixed.model(mixed.all_weights, mixed.all_acts))
@@ -312,9 +312,8 @@ def test_the_command_that_an_export_prints_runs_as_it_is(tmp_path: Path, monkeyp
 
 def test_the_recommended_keep_recovers_half_of_the_lost_ap() -> None:
     """The embedded detector at 8 bit: its boxes suffer from coarse heads, which the raw heads' noise hardly shows."""
-    found = json.loads(
-        succeed("diagnose", "--bits", 8, "--calib-limit", 8, "--data-limit", 16, "--top", 1, "--json").stdout
-    )
+    command = ("diagnose", "--bits", 8, "--head-bits", 8, "--calib-limit", 8, "--data-limit", 16, "--top", 1)
+    found = json.loads(succeed(*command, "--json").stdout)
     asked = found["suggestions"][0]["AP"]
     (recommended,) = [s["AP"] for s in found["suggestions"] if s["options"] == found["recommended"]]
     assert asked < found["float"]["AP"] - 0.05, "there is something to recover"
