@@ -288,7 +288,7 @@ def test_a_bias_never_leaves_its_range():
 
 def test_polish_is_one_more_candidate_which_is_kept_where_it_is_better():
     seen = pictures(24, 3, 16, 16)
-    quant = quantise(net(), seen, QuantConfig(3, equalise=False, correct_bias=False))
+    quant = quantise(net(), seen, QuantConfig(3, equalise=False, correct_bias=False, align=False, reconstruct=False))
     for rate, kept in ((0.01, True), (1.0, False)):
         result = polish(quant, seen, FinetuneSettings(steps=30, weight_lr=rate, bias_lr=rate, checks=3), QUIET)
         assert result.candidates[:-1] == quant.candidates

@@ -21,7 +21,7 @@ PICTURES = 8
 
 MODELS = ("yolo-fastest-1.1", "yolo-fastest-1.1-xl")
 # What refinement buys is measured elsewhere; rounding alone is what exactness is about.
-PLAIN = ("--no-equalise", "--no-correct-bias")
+PLAIN = ("--no-equalise", "--no-align", "--no-correct-bias", "--no-reconstruct")
 
 
 @pytest.mark.parametrize("model", MODELS)

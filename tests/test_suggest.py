@@ -45,12 +45,12 @@ def test_what_the_board_has_not_is_not_suggested() -> None:
 def test_wide_heads_are_always_tried() -> None:
     """Boxes need fine steps even where the raw heads hardly show it: alone, and with the best promise's weights."""
     loud = [LayerNoise(n.layer, n.weights, 0.0) for n in noises()]
-    found = {c.text: c for c in candidates(loud, QuantConfig(4), guilty=1)}
+    found = {c.text: c for c in candidates(loud, QuantConfig(4, head_bits=8), guilty=1)}
     assert found["--keep head=4/16"].weight_bytes == found[""].weight_bytes
     assert found["--keep b=8 --keep head=4/16"].config.layer_bits("b", frozenset()) == (8, 8)
-    kept = QuantConfig(4, keep=parse_keep("h=8"))
+    kept = QuantConfig(4, keep=parse_keep("h=8"), head_bits=8)
     assert "--keep head=8/16" in [c.text for c in candidates(loud, kept, guilty=1)]
-    for config, board in ((QuantConfig(4, keep=parse_keep("h=8/16")), "generic"), (QuantConfig(4), "zu3eg")):
+    for config, board in ((QuantConfig(4), "generic"), (QuantConfig(4, head_bits=8), "zu3eg")):
         assert "/16" not in " ".join(c.text for c in candidates(loud, config, load_profile("fpga", board), guilty=1))
 
 

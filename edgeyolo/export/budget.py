@@ -102,7 +102,9 @@ def _measure(
     histograms, peaks = observe(scaled, sample)
     if config.equalise and equalise(scaled, peaks, config.granularity == "per-channel"):
         histograms, _ = observe(scaled, sample)
-    least = 2 if budget.average is not None and budget.average < config.bits else config.bits
+    average = config.bits if budget.average is None else budget.average
+    # A layer can only be given more where another gets less, so there is a step below what is asked for on average.
+    least = config.bits if average > config.bits else max(2, int(average) - 1)
     widths = [bits for bits in profile.weight_bits if least <= bits <= 8]
     if not widths:
         allowed = ", ".join(map(str, profile.weight_bits))
