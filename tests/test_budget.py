@@ -74,3 +74,18 @@ def test_what_is_kept_by_name_stays_and_the_average_holds(tiny: Tiny, tmp_path):
 def test_fewer_bytes_than_the_narrowest_weights_are_refused(tiny: Tiny, tmp_path):
     text = refusal(*tiny.fpga(tmp_path / "out", "--bits", 4, "--max-bytes", 10, *FAST))
     assert "--max-bytes" in text and not (tmp_path / "out").exists()
+
+
+def test_by_bytes_the_weights_shrink_below_the_bits_of_the_default(tiny: Tiny, tmp_path):
+    plain = json.loads(succeed(*tiny.fpga(tmp_path / "plain", "--json", *FAST)).stdout)
+    small = json.loads(succeed(*tiny.fpga(tmp_path / "small", "--json", "--max-bytes", 2500, *FAST)).stdout)
+    assert average(plain) == 8 and average(small) < 8
+    counts = {int(bits): count for bits, count in small["weight_bits"].items()}
+    assert sum(bits * count for bits, count in counts.items()) / 8 < 2500
+
+
+def test_wide_activations_need_no_other_budget(tiny: Tiny, tmp_path):
+    words = ("--bits", 4, "--act-share", 0.5, "--keep", "layers.1.conv=8", "--json", *FAST)
+    document = json.loads(succeed(*tiny.fpga(tmp_path / "out", *words)).stdout)
+    assert set(document["weight_bits"]) == {"4", "8"}
+    assert any(keep["act_bits"] for keep in document["options"]["keep"])

@@ -111,6 +111,7 @@ def diagnose(model: Path | None, **options: Any) -> None:
 
 def _config(options: dict[str, Any], profile: TargetProfile) -> QuantConfig:
     """What the user asked for, refused where the board has no such bits or granularity."""
+    from edgeyolo.export.fpga import check_widths
     from edgeyolo.quant.config import GRANULARITIES, QuantConfig, parse_keep
 
     finest = max(profile.granularity, key=GRANULARITIES[::-1].index)
@@ -120,14 +121,7 @@ def _config(options: dict[str, Any], profile: TargetProfile) -> QuantConfig:
         options["equalise"], options["correct_bias"], options["head_bits"] or max(profile.activation_bits),
         options["align"],
     )  # fmt: skip
-    for option, value, allowed in (
-        ("--bits", config.bits, profile.weight_bits),
-        ("--act-bits", config.act_bits, profile.activation_bits),
-        ("--granularity", config.granularity, profile.granularity),
-    ):
-        if value not in allowed:
-            what = f"board {profile.name} does not have this"
-            raise InputError(what, where=option, got=value, allowed=", ".join(map(str, allowed)))
+    check_widths(config, profile)
     return config
 
 

@@ -223,7 +223,7 @@ def _diagnosis(
         profile = replace(profile, granularity=("per-tensor",))
     with log.stage("diagnose"):
         return run_diagnosis(
-            stages.models["40-fixed-form"], pictures, request.config, log, profile=profile, labels=labels,
+            stages.models["40-fixed-form"], pictures, result.config, log, profile=profile, labels=labels,
             max_drop=request.max_drop if labels is not None else None, calibrate=len(pictures), top=SHOWN_LAYERS,
         )  # fmt: skip
 

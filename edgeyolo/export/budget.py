@@ -13,7 +13,7 @@ from edgeyolo.profile import TargetProfile
 from edgeyolo.progress import Log
 from edgeyolo.quant.calibrate import copy_model, observe
 from edgeyolo.quant.config import QuantConfig
-from edgeyolo.quant.mixed import Choice, Sensitivity, choose_bits, frontier, sensitivities
+from edgeyolo.quant.mixed import MAX_AVERAGE, Choice, Sensitivity, choose_bits, frontier, sensitivities
 from edgeyolo.quant.plan import make_plan
 from edgeyolo.quant.quantise import QuantResult
 from edgeyolo.quant.refine.equalise import equalise
@@ -87,7 +87,9 @@ def quantise_within(
             chosen = _with(config, choice)
             details.append(text(choice))
             return quantise(chosen), chosen
-        choices = [c for c in frontier(layers, budget.act_share) if c.average_bits >= config.bits - 0.5]
+        choices = frontier(layers, budget.act_share)
+        if not any(layer.weights for layer in layers):
+            raise InputError("there are no weights to choose bits for", where="--avg-bits")
         result, chosen = _least(choices, config, quantise, loss, budget.max_drop, log)
         details.append(f"{len(choices)} points of the frontier")
     return result, chosen
@@ -102,24 +104,45 @@ def _measure(
     histograms, peaks = observe(scaled, sample)
     if config.equalise and equalise(scaled, peaks, config.granularity == "per-channel"):
         histograms, _ = observe(scaled, sample)
-    average = config.bits if budget.average is None else budget.average
-    # A layer can only be given more where another gets less, so there is a step below what is asked for on average.
-    least = config.bits if average > config.bits else max(2, int(average) - 1)
-    widths = [bits for bits in profile.weight_bits if least <= bits <= 8]
+    widths = [bits for bits in profile.weight_bits if _least_bits(config, budget) <= bits <= 8]
+    if budget == Budget(act_share=budget.act_share):
+        widths = [bits for bits in widths if bits == config.bits]
     if not widths:
         allowed = ", ".join(map(str, profile.weight_bits))
         raise InputError("the board has no such weights", where="--bits", got=config.bits, allowed=allowed)
     plan = make_plan(scaled, histograms, config)
     wide = max(profile.activation_bits)
-    return sensitivities(
-        scaled, plan, sample, config, widths, lambda items, title: log.track(items, title, len(items)), wide
+    named = {keep.weight_bits for keep in config.keep}
+    layers = sensitivities(
+        scaled, plan, sample, config, sorted({*widths, *named}),
+        lambda items, title: log.track(items, title, len(items)), wide,
     )  # fmt: skip
+    return [_as_named(layer, config, widths) for layer in layers]
+
+
+def _least_bits(config: QuantConfig, budget: Budget) -> int:
+    """The narrowest weights to choose from.
+
+    A layer gets more only where another gets less, so there is a step below what is asked for on average.
+    """
+    if budget.max_bytes is not None or budget.max_drop is not None:
+        return 2
+    average = config.bits if budget.average is None else budget.average
+    return config.bits if average >= config.bits + 1 or budget.average is None else max(2, int(average) - 1)
+
+
+def _as_named(layer: Sensitivity, config: QuantConfig, widths: list[int]) -> Sensitivity:
+    """What ``--keep`` names has one width only, and is paid for."""
+    name, roles = layer.layer.name, layer.layer.roles
+    if any(keep.matches(name, roles) for keep in config.keep):
+        widths = [config.layer_bits(name, roles)[0]]
+    return replace(layer, weights={bits: noise for bits, noise in layer.weights.items() if bits in widths})
 
 
 def _choose(layers: list[Sensitivity], config: QuantConfig, budget: Budget) -> Choice:
     average = budget.average
     if average is None and budget.max_bytes is None:
-        average = float(config.bits)
+        average = MAX_AVERAGE  # every layer has one width already
     return choose_bits(layers, average=average, max_bytes=budget.max_bytes, act_share=budget.act_share)
 
 

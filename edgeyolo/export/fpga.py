@@ -110,6 +110,8 @@ class FpgaRequest:
             options["equalise"], options["correct_bias"], _head_bits(options, profile), options["align"],
             options["reconstruct"], options["recipe"],
         )  # fmt: skip
+        budget = Budget.of(options["avg_bits"], options["max_bytes"], options["act_share"], options["max_drop"])
+        check_widths(config, profile)
         layout = options["layout"] or profile.layout
         formats = tuple(part.strip() for part in options["formats"].split(","))
         if layout == SEED_V1:
@@ -124,7 +126,6 @@ class FpgaRequest:
         drop = options["max_drop"]
         if drop is not None and not 0 <= drop <= 1:
             raise InputError("out of range", where="--max-drop", got=drop, allowed="0 to 1")
-        budget = Budget.of(options["avg_bits"], options["max_bytes"], options["act_share"], drop)
         shared = (options["golden"], drop, options["force"])
         return cls(output, profile, config, layout, formats, *shared, budget=budget)
 
@@ -142,6 +143,7 @@ class FpgaResult:
     files: dict[str, int]
     compared: int
     facts: dict[str, Any]
+    config: QuantConfig
 
 
 def _only_layers(folder: Path) -> bool:
@@ -150,6 +152,24 @@ def _only_layers(folder: Path) -> bool:
         return False
     names = (path.relative_to(folder).as_posix() for path in folder.rglob("*"))
     return all(re.fullmatch(r"[0-9a-f]{16}(/[0-9]{4}\.(npz|part))?", name) for name in names)
+
+
+def check_widths(config: QuantConfig, profile: TargetProfile) -> None:
+    """Raise InputError, before any work, if the board lacks what ``config`` asks for."""
+    wanted: list[tuple[str, Any, tuple[Any, ...]]] = [
+        ("--bits", config.bits, profile.weight_bits),
+        ("--act-bits", config.act_bits, profile.activation_bits),
+        ("--head-bits", config.head_bits, profile.activation_bits),
+        ("--granularity", config.granularity, profile.granularity),
+    ]
+    for keep in config.keep:
+        wanted.append(("--keep", keep.weight_bits, profile.weight_bits))
+        if keep.act_bits is not None:
+            wanted.append(("--keep", keep.act_bits, profile.activation_bits))
+    for option, value, allowed in wanted:
+        if value not in allowed:
+            what = f"board {profile.name} does not have this"
+            raise InputError(what, where=option, got=value, allowed=", ".join(map(str, allowed)))
 
 
 def _head_bits(options: dict[str, Any], profile: TargetProfile) -> int:
@@ -221,7 +241,7 @@ def export_fpga(
         written = {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
         details.append(f"{len(written)} files; {compared:,} golden elements equal to ONNX Runtime's")
     shutil.rmtree(request.partial, ignore_errors=True)
-    return FpgaResult(quant, program, ledger, layers, slopes, slope_snr, written, compared, facts)
+    return FpgaResult(quant, program, ledger, layers, slopes, slope_snr, written, compared, facts, request.config)
 
 
 def _quantise(

@@ -154,7 +154,8 @@ def constants(conv: ir.Node) -> tuple[npt.NDArray[Any] | None, npt.NDArray[Any] 
         return None, None
     weight, bias = (constant(v) for v in (*conv.inputs[1:3], None)[:2])
     computed = len(conv.inputs) > 2 and conv.inputs[2] is not None and bias is None
-    return (None, None) if computed else (weight, bias)
+    flat = weight is not None and weight.ndim != 4  # pictures have two dimensions
+    return (None, None) if computed or flat else (weight, bias)
 
 
 def _exact_limits(model: ir.Model, sites: dict[str, Site], weights: dict[str, WeightQuant]) -> dict[str, int]:

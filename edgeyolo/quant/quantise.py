@@ -183,7 +183,8 @@ class _Work:
         for plain, *_ in groups:
             pictures = _Some(self.pictures, frozenset(self.rest), mirrored=self.config.recipe == "max")
             plan = refine_layers(
-                plain.reference, plain.plan, pictures, rebuild=True, track=self.track, saved=self.saved
+                plain.reference, plain.plan, pictures, rebuild=True, correct=self.config.correct_bias,
+                track=self.track, saved=self.saved,
             )  # fmt: skip
             found.append(self.candidate(f"{plain.name} + reconstruct", plain.reference, plan))
         return found

@@ -49,8 +49,11 @@ def align(model: ir.Model, bits: Mapping[str, int]) -> int:
 def best_scales(rows: Float64, qtype: QType) -> Float64:
     """The scale (O,) at which each of ``rows`` (O, K) rounds with the least squared error; 1 for rows of zeros."""
     peaks = np.abs(rows).max(axis=1)
-    steps = np.where(peaks > 0, peaks / qtype.hi, 1.0)[:, None] * SCALES  # (O, S)
-    codes = np.clip(np.rint(rows[:, None, :] / steps[:, :, None]), qtype.lo, qtype.hi)
-    errors = np.square(codes * steps[:, :, None] - rows[:, None, :]).sum(axis=2)
-    best: Float64 = np.take_along_axis(steps, errors.argmin(axis=1)[:, None], axis=1)[:, 0]
-    return np.where(peaks > 0, best, 1.0)
+    widest = np.where(peaks > 0, peaks / qtype.hi, 1.0)
+    best, least = np.ones(len(rows)), np.full(len(rows), np.inf)
+    for scale in SCALES:
+        step = (widest * scale)[:, None]
+        error = np.square(np.clip(np.rint(rows / step), qtype.lo, qtype.hi) * step - rows).sum(axis=1)
+        wins = (error < least) & (peaks > 0)
+        best, least = np.where(wins, step[:, 0], best), np.where(wins, error, least)
+    return best

@@ -21,9 +21,9 @@ from edgeyolo.quant.calibrate import Pixels
 from edgeyolo.quant.plan import Plan, WeightQuant
 
 
-def refinement_key(model: ir.Model, plan: Plan, pictures: Iterable[Pixels], rebuild: bool) -> str:
+def refinement_key(model: ir.Model, plan: Plan, pictures: Iterable[Pixels], rebuild: bool, correct: bool = True) -> str:
     """A digest of everything that the refined layers depend on."""
-    digest = hashlib.sha256(f"{__version__} {rebuild}".encode() + model_bytes(model))
+    digest = hashlib.sha256(f"{__version__} {rebuild} {correct}".encode() + model_bytes(model))
     for name, weight in plan.weights.items():
         digest.update(f"{name} {weight.quant.qtype} {np.asarray(weight.quant.frac).tolist()}".encode())
         digest.update(weight.codes.tobytes() + weight.bias.tobytes())
@@ -31,6 +31,10 @@ def refinement_key(model: ir.Model, plan: Plan, pictures: Iterable[Pixels], rebu
     for pixels in pictures:
         digest.update(pixels.tobytes())
     return digest.hexdigest()
+
+
+MAX_FRAC = 256
+"""No exponent comes near."""
 
 
 class SavedLayers:
@@ -53,7 +57,11 @@ class SavedLayers:
         try:
             with zipfile.ZipFile(self.folder / f"{index:04}.npz") as file:
                 codes, frac, bias = (_read_array(file, name, array) for name, array in expected.items())
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError):
+            return None
+        qtype = planned.quant.qtype
+        inside = qtype.lo <= codes.min() and codes.max() <= qtype.hi and np.abs(frac).max() <= MAX_FRAC
+        if not inside or not np.isfinite(bias).all():
             return None
         self.loaded += 1
         return replace(planned, codes=codes, quant=TensorQuant.pow2(planned.quant.qtype, frac), bias=bias)

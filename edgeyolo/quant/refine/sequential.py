@@ -50,6 +50,8 @@ class _State:
     maps: list[Map] | None
     size: int
     per_picture: int
+    rebuild: bool
+    correct: bool
     chunks: int = 0
 
 
@@ -59,6 +61,7 @@ def refine_layers(
     pictures: Collection[Pixels],
     *,
     rebuild: bool,
+    correct: bool = True,
     track: Track = lambda items, _: items,
     saved: Path | None = None,
 ) -> Plan:
@@ -68,25 +71,28 @@ def refine_layers(
         model: the float graph that ``plan`` quantises.
         plan: exponents, types and activations; those of activations stay.
         pictures: network pixels (C, H, W) uint8; memory does not grow with their number.
-        rebuild: reconstruct weights too, not only biases.
+        rebuild: reconstruct weights.
+        correct: correct biases; without it a reconstructed layer's bias takes the difference of the means in front of
+            the activation.
         track: wraps the iteration over the layers, with a title.
         saved: a folder for finished layers: the same call after a crash goes on behind the last of them.
     """
-    key = "" if saved is None else refinement_key(model, plan, pictures, rebuild)
+    key = "" if saved is None else refinement_key(model, plan, pictures, rebuild, correct)
     cache = SavedLayers(saved, key)
     size = min(CHUNK, max(1, len(pictures) // JUDGING))
+    size += size % 2 if size > 1 else 0  # a picture and its mirrored twin stay together
     with tempfile.TemporaryDirectory(prefix="edgeyolo-") as folder:
         paths = [Path(folder) / part for part in ("exact", "quantised")]
         for path in paths:
             path.mkdir()
         maps = attention(model, pictures) if rebuild else None
         per_picture = max(1, POSITIONS // len(pictures))
-        state = _State(model, plan, Stream(paths[0]), Stream(paths[1]), maps, size, per_picture)
+        state = _State(model, plan, Stream(paths[0]), Stream(paths[1]), maps, size, per_picture, rebuild, correct)
         _feed(state, pictures)
         steps = list(walk(model))
         for index, (step, dead) in enumerate(track(steps, "reconstructing" if rebuild else "correcting biases")):
             if str(step.node.name) in plan.weights:
-                _refine(step, state, rebuild, index, cache)
+                _refine(step, state, index, cache)
             else:
                 _compute(step, state)
             for name in dead:
@@ -122,10 +128,10 @@ def _compute(step: Step, state: _State) -> None:
                 stream.put(name, chunk, value if quant is None else quant.fake(value))
 
 
-def _refine(step: Step, state: _State, rebuild: bool, index: int, cache: SavedLayers) -> None:
+def _refine(step: Step, state: _State, index: int, cache: SavedLayers) -> None:
     name, output = str(step.node.name), step.writes[0]
     planned = state.plan.weights[name]
-    geometry = Geometry.of(step.node) if rebuild else None
+    geometry = Geometry.of(step.node) if state.rebuild else None
     ready = cache.load(index, planned)
     wanted, moments = _look(step, state, None if ready else geometry)
     weight = planned if ready is None else ready
@@ -141,7 +147,8 @@ def _refine(step: Step, state: _State, rebuild: bool, index: int, cache: SavedLa
         state.quantised.put(output, chunk, raw)
         samples.append(_sample(raw, state, chunk))
     if ready is None:
-        weight = replace(weight, bias=correct_bias(step, np.concatenate(samples, axis=1), wanted, weight.bias))
+        if state.correct:
+            weight = replace(weight, bias=correct_bias(step, np.concatenate(samples, axis=1), wanted, weight.bias))
         cache.store(index, weight)
     state.plan = replace(state.plan, weights={**state.plan.weights, name: weight})
     codes, frac = state.plan.bias_codes(step.node)
@@ -156,7 +163,8 @@ def _look(
 ) -> tuple[Float32, tuple[Moments, Moments | None] | None]:
     """Run the float layer: (activated outputs that are wanted (O, P), moments to fit and to judge by)."""
     run, other = step.open(), _other_addend(step, state)
-    samples, parts = [], []
+    samples: list[Float32] = []
+    sums: list[Moments | None] = [None, None]
     for chunk in range(state.chunks):
         before = run(state.exact.gather(step.reads, chunk))[0]
         state.exact.put(step.writes[0], chunk, step.activate(before))
@@ -168,20 +176,12 @@ def _look(
             value = state.quantised.get(step.reads[0], chunk)
             positions = _positions(before, state, chunk)
             weights = _weights(before, state, chunk)[:, positions]
-            parts.append(sample_moments(geometry, value, before, positions, weights))
-    wanted = np.concatenate(samples, axis=1)
-    if not parts:
-        return wanted, None
-    judging = [part for chunk, part in enumerate(parts) if chunk % JUDGING == JUDGING - 1]
-    fitted = [part for chunk, part in enumerate(parts) if chunk % JUDGING != JUDGING - 1]
-    return wanted, (_total(fitted), _total(judging) if judging else None)
-
-
-def _total(parts: list[Moments]) -> Moments:
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
+            part = sample_moments(geometry, value, before, positions, weights)
+            judges = chunk % JUDGING == JUDGING - 1
+            so_far = sums[judges]
+            sums[judges] = part if so_far is None else so_far + part
+    fitted, judging = sums
+    return np.concatenate(samples, axis=1), None if fitted is None else (fitted, judging)
 
 
 def _other_addend(step: Step, state: _State) -> str | None:

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgeyolo.errors import InputError
 from edgeyolo.ort import Arrays
 
-MEMORY = 1 << 29
-"""512 MiB stay in memory, the rest goes to files."""
+MEMORY = 1 << 28
+"""256 MiB a stream stay in memory, the rest goes to files."""
 
 
 class Stream:
@@ -35,7 +36,13 @@ class Stream:
             return
         self._count += 1
         self._files[name, chunk] = self.folder / f"{self._count}.npy"
-        np.save(self._files[name, chunk], array, allow_pickle=False)
+        try:
+            np.save(self._files[name, chunk], array, allow_pickle=False)
+        except OSError as error:
+            hint = "free some space, set TMPDIR to a larger disk, or use fewer pictures (--calib-limit)"
+            raise InputError(
+                "no room for intermediate values", where=self.folder, got=error.strerror, hint=hint
+            ) from error
 
     def get(self, name: str, chunk: int) -> npt.NDArray[Any]:
         """The array."""
