@@ -353,9 +353,13 @@ def test_a_limit_on_file_size_is_a_message_not_a_traceback(recipe: str, tiny: Ti
 
 
 def test_a_real_interrupt_leaves_nothing(tiny: Tiny, out: Path, tmp_path: Path) -> None:
+    def listen() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a suite in the background inherits that it is ignored
+
     started = subprocess.Popen(
-        [*COMMAND, *map(str, tiny.fpga(out))], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [*COMMAND, *map(str, tiny.fpga(out))],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen,  # noqa: PLW1509 - it only sets a signal
+    )  # fmt: skip
     assert started.stderr is not None
     first = started.stderr.readline()
     assert first.startswith("load"), first
