@@ -19,9 +19,9 @@ from edgeyolo.passes.graph import constant, read_detector
 from edgeyolo.profile import TargetProfile
 from edgeyolo.program import Conv, IntegerProgram
 from edgeyolo.quant.calibrate import to_float, with_outputs
+from edgeyolo.quant.mixed import BIAS_BYTES
 from edgeyolo.quant.plan import Plan
 
-BIAS_BYTES = 4
 COUNTED = ("Conv", "Gemm", "BatchNormalization")
 
 

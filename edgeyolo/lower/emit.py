@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from edgeyolo.lower.segments import Segment, Unsupported, activation_quant, epilogue, linear_quant, stored_codes
 from edgeyolo.ort import model_bytes, open_session, run
-from edgeyolo.passes.graph import constant, ints
+from edgeyolo.passes.graph import constant, conv_groups, ints
 from edgeyolo.program import (
     EXACT_BITS,
     MAX_ALIGN,
@@ -104,7 +104,7 @@ def _conv(segment: Segment, inputs: tuple[int, ...], output: int, tensors: list[
     weight: Int8 = np.ascontiguousarray(codes, np.int8)
     if accumulator_bound(weight, bias, x.qtype) >= 1 << 31:
         raise Unsupported("its worst-case accumulator exceeds 32 bits")
-    groups = node.attributes["group"].as_int() if "group" in node.attributes else 1
+    groups = conv_groups(node)
     strides, dilations = _pair(node, "strides"), _pair(node, "dilations")
     return Conv(
         _label(segment), inputs[0], output, weight, QType(quant.qtype.bits, True, quant.qtype.axis), frac, bias,

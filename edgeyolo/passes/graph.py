@@ -42,6 +42,11 @@ def ints(node: ir.Node, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(node.attributes[name].as_ints()) if name in node.attributes else default
 
 
+def conv_groups(node: ir.Node) -> int:
+    """The ``group`` attribute of a Conv."""
+    return node.attributes["group"].as_int() if "group" in node.attributes else 1
+
+
 def read_detector(model: ir.Model) -> Detector:
     """The detector facts that ride in the model's metadata. Raises InputError when there are none."""
     text = model.metadata_props.get(METADATA_KEY)

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgeyolo.ort import Arrays, open_session, run
-from edgeyolo.passes.graph import constant, read_detector
+from edgeyolo.passes.graph import constant, conv_groups, read_detector
 from edgeyolo.quant.calibrate import Pixels, run_pictures, to_float
 from edgeyolo.quant.compare import HeadSnr
 from edgeyolo.quant.insert_qdq import insert_qdq
@@ -209,7 +209,7 @@ def _own_biases(model: ir.Model, plan: Plan, facts: dict[str, ValueFacts]) -> Pl
 
 def mean_shift(conv: ir.Node, lost: npt.NDArray[np.float32], mean: Float64) -> Float64:
     """What a convolution's outputs (O,) lose on average: sum((W - W^) m), with ``lost`` = W - W^, ``mean`` = m (C,)."""
-    groups = conv.attributes["group"].as_int() if "group" in conv.attributes else 1
+    groups = conv_groups(conv)
     read = mean.reshape(groups, -1).repeat(len(lost) // groups, axis=0)
     shift: Float64 = (lost.reshape(*lost.shape[:2], -1).sum(axis=2) * read).sum(axis=1)
     return shift

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from edgeyolo.errors import InputError
 from edgeyolo.passes.dyadic_leaky import dyadic
-from edgeyolo.passes.graph import constant, read_detector
+from edgeyolo.passes.graph import constant, conv_groups, read_detector
 from edgeyolo.passes.pixel_input import PIXEL_SCALE
 from edgeyolo.program import EXACT_BITS
 from edgeyolo.qtype import QType, TensorQuant
@@ -76,7 +76,7 @@ def conv_roles(model: ir.Model) -> dict[str, frozenset[str]]:
         if node.op_type != "Conv":
             continue
         weight, source = constant(node.inputs[1]), node.inputs[0]
-        groups = node.attributes["group"].as_int() if "group" in node.attributes else 1
+        groups = conv_groups(node)
         found = set()
         if source is not None and source.name in pixels:
             found.add("first")

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from edgeyolo.passes.graph import constant, new_initializer
+from edgeyolo.passes.graph import constant, conv_groups, new_initializer
 from edgeyolo.quant.plan import constants
 
 Float64 = npt.NDArray[np.float64]
@@ -55,11 +55,6 @@ class Channels:
             _replace(model.graph, node, 1, scaled)
             if bias is not None:
                 _replace(model.graph, node, 2, bias / factors[outputs])
-
-
-def conv_groups(node: ir.Node) -> int:
-    """The ``group`` attribute of a Conv."""
-    return node.attributes["group"].as_int() if "group" in node.attributes else 1
 
 
 def scale_columns(node: ir.Node, weight: npt.NDArray[Any], factors: Float64) -> Float64:

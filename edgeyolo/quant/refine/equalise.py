@@ -23,8 +23,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgeyolo.ort import Arrays
+from edgeyolo.passes.graph import conv_groups
 from edgeyolo.quant.plan import constants
-from edgeyolo.quant.refine.channels import Channels, conv_groups, find_channels
+from edgeyolo.quant.refine.channels import Channels, find_channels
 
 POWER = 0.3
 LIMIT = 16.0

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from edgeyolo.passes.graph import constant, ints
+from edgeyolo.passes.graph import constant, conv_groups, ints
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -43,7 +43,7 @@ class Geometry:
         automatic = "auto_pad" in conv.attributes and conv.attributes["auto_pad"].as_string() not in ("", "NOTSET")
         if weight is None or weight.ndim != 4 or automatic:
             return None
-        groups = conv.attributes["group"].as_int() if "group" in conv.attributes else 1
+        groups = conv_groups(conv)
         lists = (ints(conv, "strides", (1, 1)), ints(conv, "pads", (0, 0, 0, 0)), ints(conv, "dilations", (1, 1)))
         return cls(groups, weight.shape[2:], *lists)
 
