@@ -21,6 +21,15 @@ from edgeyolo.program import IntegerProgram
 
 Array = npt.NDArray[Any]
 
+PAIR = """(float[1,3,16,16] images) => (float[1,6,16,16] head) {{
+    c0 = Conv<pads=[1,1,1,1]>(images, w0, b0)
+    a0 = {activation}
+    {middle}
+    head = Conv(a1, w5, b5)
+}}"""
+LEAKY = "LeakyRelu<alpha=0.1015625>(c0)"
+"""Two convolutions around what a test puts between them, and an activation."""
+
 
 def build(
     text: str,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graphs import ARRAYS, Array, assert_equals_ort, build, net, normal, outputs, pictures
+from graphs import ARRAYS, LEAKY, PAIR, Array, assert_equals_ort, build, net, normal, outputs, pictures
 
 from edgeyolo.passes.graph import read_detector
 from edgeyolo.quant import quantise as quantise_module
@@ -28,14 +28,6 @@ EQUAL_TOLERANCE = 2e-6
 """Relative to the largest output: scaled weights are rounded to float32 once more."""
 MEAN_TOLERANCE = 0.005
 """Of a channel's mean, where activations reach 10: three Newton steps, and the rounding of the output itself."""
-
-PAIR = """(float[1,3,16,16] images) => (float[1,6,16,16] head) {{
-    c0 = Conv<pads=[1,1,1,1]>(images, w0, b0)
-    a0 = {activation}
-    {middle}
-    head = Conv(a1, w5, b5)
-}}"""
-LEAKY = "LeakyRelu<alpha=0.1015625>(c0)"
 
 
 def pair(activation: str = LEAKY, middle: str = "a1 = Conv(a0, w2)", **arrays: Array) -> ir.Model:

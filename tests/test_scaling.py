@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graphs import ARRAYS, Array, build, net, normal, pictures
+from graphs import ARRAYS, LEAKY, PAIR, Array, build, net, normal, pictures
 
 from edgeyolo.passes.graph import constant
 from edgeyolo.qtype import QType
@@ -24,13 +24,6 @@ EQUAL_TOLERANCE = 5e-6
 FACTOR_TOLERANCE = 1e-4
 """Relative; of factors that are read off weights and activations in float32."""
 
-NET = """(float[1,3,16,16] images) => (float[1,6,16,16] head) {{
-    c0 = Conv<pads=[1,1,1,1]>(images, w0, b0)
-    a0 = {activation}
-    {middle}
-    head = Conv(a1, w5, b5)
-}}"""
-LEAKY = "LeakyRelu<alpha=0.1015625>(c0)"
 EXTRA: dict[str, Array] = {
     "w16": normal(20, 8, 16, 1, 1),
     "w10": normal(21, 8, 10, 1, 1),
@@ -79,7 +72,7 @@ CASES: dict[str, tuple[str, str, int, bool]] = {
 
 def made(case: str, **arrays: Array) -> ir.Model:
     middle, activation, *_ = CASES[case]
-    return build(NET.format(activation=activation, middle=middle), {**ARRAYS, **EXTRA, **arrays})
+    return build(PAIR.format(activation=activation, middle=middle), {**ARRAYS, **EXTRA, **arrays})
 
 
 def weights(model: ir.Model, name: str) -> Array:
@@ -252,7 +245,7 @@ def test_heads_and_what_does_not_commute_are_not_aligned():
 
 
 def test_an_aligned_grid_of_powers_of_two_is_as_good_as_one_of_real_scales():
-    model = build(NET.format(activation=LEAKY, middle="a1 = Conv(a0, w2)"), {**ARRAYS, "w0": normal(9, 8, 3, 3, 3)})
+    model = build(PAIR.format(activation=LEAKY, middle="a1 = Conv(a0, w2)"), {**ARRAYS, "w0": normal(9, 8, 3, 3, 3)})
     after = copy_model(model)
     _align(after)
 

@@ -16,7 +16,7 @@ ACT_BITS = range(4, 17)
 RECIPES = {
     "fast": "no reconstruction: seconds",
     "default": "reconstruction of every layer from all calibration pictures: a minute or two",
-    "max": "reconstruction from mirrored pictures too, behind every scaling: three to six times as long",
+    "max": "reconstruction from mirrored pictures too, behind every scaling: up to six times as long",
 }
 ROLES = ("first", "head", "last", "depthwise")
 """What a layer can be chosen by besides its name; ``head`` and ``last`` mean the same."""
