@@ -14,7 +14,7 @@ GRANULARITIES = ("per-channel", "per-tensor")
 WEIGHT_BITS = range(2, 9)
 ACT_BITS = range(4, 17)
 RECIPES = {
-    "fast": "no reconstruction: seconds",
+    "fast": "no reconstruction: about half the time",
     "default": "reconstruction of every layer from all calibration pictures: a minute or two",
     "max": "reconstruction from mirrored pictures too, behind every scaling: up to six times as long",
 }
