@@ -1,33 +1,22 @@
-"""Target profiles: what a board can execute and how it wants its data, as one TOML file per board.
-
-Every key is required and no other key is accepted, so that a typing error cannot pass for a default.
-"""
+"""Target profiles: what an FPGA board can execute and how it wants its data. ``profile_file.py`` reads the files."""
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass, fields
-from importlib.resources import files
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from dataclasses import dataclass
+from typing import get_args
 
-from edgeyolo.errors import InputError, UnsupportedError
+from edgeyolo.errors import UnsupportedError
 from edgeyolo.packing import LAYOUTS
+from edgeyolo.profile_file import Rule, find_offences, list_boards, make_profile, parse_toml, read_profile
 from edgeyolo.program import MAX_SHIFT, Add, Concat, Conv, IntegerProgram, Op, accumulator_bound
 from edgeyolo.qtype import MAX_BITS, MIN_BITS
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-if TYPE_CHECKING:
-    from importlib.resources.abc import Traversable
+__all__ = ["DEFAULT_BOARD", "GRANULARITIES", "OPERATORS", "TargetProfile", "accumulator_bits", "check_program",
+           "list_boards", "load_profile", "parse_profile"]  # fmt: skip
 
 OPERATORS = tuple(kind.__name__ for kind in get_args(Op))
 GRANULARITIES = ("per-tensor", "per-channel")
 DEFAULT_BOARD = "generic"
-MAX_FILE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -77,8 +66,7 @@ class TargetProfile:
 
 _WIDTHS = tuple(range(MIN_BITS, MAX_BITS + 1))
 _POWERS = tuple(1 << i for i in range(13))
-# What each key accepts: a tuple of values, or (as a range) the limits of a number.
-_ALLOWED: dict[str, tuple[Any, ...] | range] = {
+_ALLOWED: dict[str, Rule] = {
     "operators": OPERATORS,
     "weight_bits": tuple(range(MIN_BITS, 9)),
     "activation_bits": _WIDTHS,
@@ -98,55 +86,11 @@ _ALLOWED: dict[str, tuple[Any, ...] | range] = {
 }
 
 
-def _offence(key: str, kind: str, value: object) -> str | None:
-    """Say what is wrong with ``value`` under ``key``, if anything; ``kind`` is the annotation of the field."""
-    element = str if "str" in kind else int
-    many = kind.startswith("tuple")
-    items = value if many and isinstance(value, list) else [value]
-    if many and (not isinstance(value, list) or not value):
-        return f"{key} must be a list that is not empty, got {value!r}"
-    if any(type(item) is not element for item in items):
-        return f"{key} must be {'a list of ' if many else ''}{element.__name__}, got {value!r}"
-    allowed = _ALLOWED.get(key)
-    if allowed is not None and any(item not in allowed for item in items):
-        span = f"{allowed[0]} to {allowed[-1]}" if isinstance(allowed, range) else ", ".join(map(str, allowed))
-        return f"{key} = {value!r} is not among {span}"
-    return None
-
-
 def parse_profile(text: str, where: object) -> TargetProfile:
     """Read a profile from TOML text. Raises InputError that lists every unknown, missing or ill-typed key."""
-    try:
-        data: dict[str, Any] = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise InputError("the profile is not valid TOML", where=where, got=error) from error
-    kinds = {field.name: str(field.type) for field in fields(TargetProfile)}
-    offences = [f"unknown key {key!r}" for key in data if key not in kinds]
-    offences += [f"missing key {key!r}" for key in kinds if key not in data]
-    offences += [found for key, kind in kinds.items() if key in data and (found := _offence(key, kind, data[key]))]
-    if offences:
-        raise InputError(
-            "the target profile is not usable",
-            where=where,
-            got="; ".join(offences),
-            hint="compare it with targets/fpga/generic.toml",
-        )
-    values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items()}
-    return TargetProfile(**values)
-
-
-def list_boards() -> dict[str, tuple[str, ...]]:
-    """List the boards of every target that has profiles."""
-    return {t: tuple(sorted(boards)) for t, boards in sorted(_shipped().items())}
-
-
-def _shipped() -> dict[str, dict[str, Traversable]]:
-    found: dict[str, dict[str, Traversable]] = {}
-    for folder in files("edgeyolo.targets").iterdir():
-        if folder.is_dir():
-            boards = {f.name[: -len(".toml")]: f for f in folder.iterdir() if f.name.endswith(".toml")}
-            found.update({folder.name: boards} if boards else {})
-    return found
+    data = parse_toml(text, where)
+    offences = find_offences(data, TargetProfile, _ALLOWED)
+    return make_profile(TargetProfile, data, offences, where, "targets/fpga/generic.toml")
 
 
 def load_profile(target: str, board: str | None = None) -> TargetProfile:
@@ -159,31 +103,7 @@ def load_profile(target: str, board: str | None = None) -> TargetProfile:
 
     Raises InputError for an unknown target or board (the known ones are listed) and for an unusable file.
     """
-    boards = list_boards()
-    if target not in boards:
-        raise InputError("no board profiles for this target", got=target, allowed=", ".join(boards))
-    name = board or DEFAULT_BOARD
-    if name.endswith(".toml"):
-        return _load_file(Path(name))
-    if name not in boards[target]:
-        raise InputError(
-            f"unknown board of target {target}",
-            got=name,
-            allowed=", ".join(boards[target]),
-            hint="for a board of your own give the path of a .toml file",
-        )
-    return parse_profile(_shipped()[target][name].read_text("utf-8"), f"targets/{target}/{name}.toml")
-
-
-def _load_file(path: Path) -> TargetProfile:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-        if len(data) > MAX_FILE_BYTES:
-            raise InputError("the profile is too large", where=path, allowed=f"at most {MAX_FILE_BYTES} bytes")
-        return parse_profile(data.decode("utf-8"), path)
-    except (OSError, ValueError) as error:
-        raise InputError("the profile cannot be read", where=path, got=error) from error
+    return parse_profile(*read_profile(target, board or DEFAULT_BOARD))
 
 
 def check_program(program: IntegerProgram, profile: TargetProfile) -> None:
