@@ -75,6 +75,14 @@ class Bundle:
         return sorted(name for name in self.manifest["files"] if name.startswith(prefix))
 
 
+def read_target(path: Path) -> str:
+    """The target that the bundle in the folder ``path`` is for; its files are not looked at.
+
+    Raises InputError or BundleError as ``Bundle.open`` does.
+    """
+    return str(_read_manifest(path)["target"])
+
+
 def write_manifest(folder: Path, facts: dict[str, Any], detector: Detector) -> None:
     """List every file below ``folder`` with size and SHA-256, and write the manifest last.
 

@@ -65,7 +65,7 @@ def test_the_table_has_every_layers_figures():
     model = net()
     plan = make_plan(model, observe(model, PICTURES)[0], QuantConfig(bits=5, act_bits=5))
     quantised = insert_qdq(model, plan)
-    rows = {row.name: row for row in compare_layers(model, quantised, plan, PICTURES)}
+    rows = {row.name: row for row in compare_layers(model, quantised, plan.free_acts(), PICTURES)}
     assert list(rows) == [n for n, s in plan.sites.items() if s.same_as is None and n != "images"]
     for name, row in rows.items():
         exact, got = (
@@ -76,7 +76,7 @@ def test_the_table_has_every_layers_figures():
         low, high = quant.dequantise(np.array([quant.qtype.lo, quant.qtype.hi]))
         error = np.square(exact - got).sum()
         centred = np.square(exact - exact.mean(axis=(0, 2, 3), keepdims=True)).sum()
-        assert (row.qtype, row.frac) == (str(quant.qtype), int(quant.frac))
+        assert (row.qtype, row.frac, row.scale) == (str(quant.qtype), int(quant.frac), float(quant.scale))
         assert row.sqnr_db == pytest.approx(10 * np.log10(np.square(exact).sum() / error), abs=DECIBEL_TOLERANCE)
         assert row.snr_db == pytest.approx(10 * np.log10(centred / error), abs=DECIBEL_TOLERANCE)
         assert row.cosine == pytest.approx((exact * got).sum() / np.sqrt((exact**2).sum() * (got**2).sum()), abs=1e-5)
@@ -84,7 +84,7 @@ def test_the_table_has_every_layers_figures():
         assert row.saturated == pytest.approx(np.mean((got <= low) | (got >= high)))
     assert any(row.clipped > 0 for row in rows.values())
     assert set(rows["head1"].to_json()) == {
-        *("name", "qtype", "frac", "sqnr_db", "snr_db", "cosine", "clipped", "saturated")
+        *("name", "qtype", "scale", "frac", "sqnr_db", "snr_db", "cosine", "clipped", "saturated")
     }
 
 

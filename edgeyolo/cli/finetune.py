@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from edgeyolo import assets
-from edgeyolo.cli.export import ONNX_ONLY, export
+from edgeyolo.cli.export import ONLY_FOR, export
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -30,7 +30,7 @@ integers change: bits, exponents and kinds of files stay. Where nothing beats th
 
 Exit codes: those of export.
 """
-IDLE = ONNX_ONLY | {"target", "diagnose"}
+IDLE = {name for name, targets in ONLY_FOR.items() if "fpga" not in targets} | {"target", "diagnose"}
 """Parameters of export that mean nothing here."""
 RESTATED = {"model", "output"}
 """Those that have another text here."""

@@ -17,6 +17,7 @@ BUNDLE_KINDS = {
     "integer": "integer program, numpy interpreter",
     "engine": "integer program, C engine",
     "ort": "quantised ONNX file, ONNX Runtime",
+    "tensorrt": "engine, TensorRT",
 }
 
 
@@ -37,7 +38,8 @@ def open_model(path: Path, runner: str = "auto", weights: Path | None = None, na
     from edgeyolo.runners import open_runner
 
     opened = open_runner(path, runner, weights)
-    kinds = BUNDLE_KINDS[runner] if path.is_dir() else "Darknet, float32"
+    exact = runner == "auto" and type(opened).__name__ == "OnnxRunner"
+    kinds = BUNDLE_KINDS["ort" if exact else runner] if path.is_dir() else "Darknet, float32"
     kind = "ONNX Runtime" if path.suffix.lower() == ".onnx" and not path.is_dir() else kinds
     return Opened(str(path), kind, opened, named(opened.detector, names, path))
 

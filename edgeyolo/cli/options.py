@@ -51,8 +51,8 @@ runner_option = click.option(
     "--runner",
     default="auto",
     show_default=True,
-    type=click.Choice(["auto", "ort", "integer", "engine"]),
-    help="What executes the model: ONNX Runtime, the numpy interpreter or the C engine.",
+    type=click.Choice(["auto", "ort", "integer", "engine", "tensorrt"]),
+    help="What executes the model: ONNX Runtime, numpy integers, the C engine, or a TensorRT engine.",
 )
 """What detect and eval run a model with."""
 

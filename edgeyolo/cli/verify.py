@@ -11,12 +11,17 @@ import click
 
 if TYPE_CHECKING:
     from edgeyolo.verify import Verdict
+    from edgeyolo.verify_tensorrt import Check
 
 EPILOG = """\b
 Examples:
   edgeyolo verify out/yf-fpga
   edgeyolo verify out/yf-fpga --pictures holiday/ --json
   edgeyolo verify out/yf-fpga --skip engine        (no C compiler here)
+  edgeyolo verify out/yf-trt --engine out/yf-trt/engines/model-int8-trt10.3.0.engine        (on the device)
+
+A bundle for fpga: golden data, ONNX Runtime and the C engine, tolerance 0. A bundle for tensorrt: both graphs in ONNX
+Runtime, TensorRT-RTX where it is installed, and an engine on this machine's GPU where one is given.
 
 Exit codes: 0 everything equal, 1 something differs, 2 the bundle or the machine cannot be used.
 """
@@ -28,13 +33,68 @@ Exit codes: 0 everything equal, 1 something differs, 2 the bundle or the machine
 @click.option(
     "--skip",
     multiple=True,
-    type=click.Choice(["golden", "ort", "engine"]),
+    type=click.Choice(["golden", "ort", "engine", "rtx"]),
     help="Leave out what this machine cannot do. Repeatable.",
 )
 @click.option("--trust-engine", is_flag=True, help="Run the bundle's C engine even if it is not this version's.")
+@click.option(
+    "--engine", type=click.Path(path_type=Path), help="TensorRT: run this engine too; it must be built on this machine."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
-def verify(bundle: Path, pictures: Path | None, skip: tuple[str, ...], trust_engine: bool, as_json: bool) -> None:
-    """Prove a bundle: every hash, and Python integers = ONNX Runtime = the C engine in every layer, tolerance 0."""
+def verify(
+    bundle: Path, pictures: Path | None, skip: tuple[str, ...], trust_engine: bool, engine: Path | None, as_json: bool
+) -> None:
+    """Prove that BUNDLE computes what its quantised ONNX file computes, on everything that executes it here."""
+    from edgeyolo.bundle import read_target
+    from edgeyolo.errors import InputError
+
+    target = read_target(bundle)
+    mine = {"fpga": ("golden", "ort", "engine"), "tensorrt": ("ort", "rtx", "engine")}.get(target)
+    if mine is None:
+        raise InputError("no way to verify a bundle for this target", where=bundle, got=target[:40])
+    if wrong := sorted(set(skip) - set(mine)):
+        where, allowed = f"--skip, a bundle for {target}", ", ".join(mine)
+        raise InputError("there is no such check", where=where, got=", ".join(wrong), allowed=allowed)
+    if target == "tensorrt":
+        if trust_engine:
+            raise InputError("--trust-engine is about the C engine of a bundle for fpga", hint="leave it out")
+        _tensorrt(bundle, pictures, skip, engine, as_json)
+        return
+    if engine is not None:
+        raise InputError("--engine is about a bundle for tensorrt", got=engine, hint="leave it out")
+    _fpga(bundle, pictures, skip, trust_engine, as_json)
+
+
+def _tensorrt(bundle: Path, pictures: Path | None, skip: tuple[str, ...], engine: Path | None, as_json: bool) -> None:
+    from edgeyolo.errors import DifferenceError
+    from edgeyolo.progress import Log
+    from edgeyolo.verify_tensorrt import FAILED, verify_tensorrt
+
+    checks = verify_tensorrt(bundle, Log(quiet=as_json), skip=skip, more=pictures, engine=engine)
+    failed = [check for check in checks if check.status == FAILED]
+    if as_json:
+        click.echo(json.dumps({"checks": [asdict(check) for check in checks], "equal": not failed}, indent=1))
+    else:
+        _print_checks(checks)
+    if failed:
+        raise DifferenceError(f"the check of {failed[0].name} failed", where=bundle, got=failed[0].detail)
+
+
+def _print_checks(checks: list[Check]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from edgeyolo.errors import printable
+
+    table = Table()
+    for column in ("check", "result", "detail"):
+        table.add_column(column, overflow="fold")
+    for check in checks:
+        table.add_row(check.name, check.status, printable(check.detail))
+    Console(highlight=False, markup=False, emoji=False).print(table)
+
+
+def _fpga(bundle: Path, pictures: Path | None, skip: tuple[str, ...], trust_engine: bool, as_json: bool) -> None:
     from edgeyolo.errors import DifferenceError
     from edgeyolo.progress import Log
     from edgeyolo.verify import verify as run

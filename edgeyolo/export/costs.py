@@ -45,6 +45,16 @@ def _node_macs(node: ir.Node, output: tuple[int, ...]) -> int:
     return 0 if weight is None else weight.size * prod(output[1:])
 
 
+def constant_bytes(model: ir.Model) -> int:
+    """Bytes of a graph's constants as an engine holds them: what is quantised counts one byte an element."""
+    total = 0
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        quantised = any(use.node.op_type == "QuantizeLinear" and use.idx == 0 for use in value.uses())
+        total += 0 if tensor is None else tensor.size if quantised else tensor.nbytes
+    return total
+
+
 def program_macs(program: IntegerProgram) -> int:
     """MACs of one inference of an integer program."""
     convs = [op for op in program.ops if isinstance(op, Conv)]

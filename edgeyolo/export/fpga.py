@@ -226,7 +226,9 @@ def export_fpga(
         check_program(program, request.profile)
         details.append(f"{len(program.ops)} operations, peak activations {program.arena_bytes:,} bytes")
     with log.stage("ledger") as details:
-        layers = tuple(compare_layers(quant.reference, quant.model, quant.plan, pictures.spread(REPORT_PICTURES)))
+        layers = tuple(
+            compare_layers(quant.reference, quant.model, quant.plan.free_acts(), pictures.spread(REPORT_PICTURES))
+        )
         ledger = _ledger(source, quant, program, pictures, request, stages, log, labels)
         details += [ledger.text, f"head SNR {ledger.snr_db:.1f} dB"]
     record = {

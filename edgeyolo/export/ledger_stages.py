@@ -50,6 +50,14 @@ class Stage:
     kept: bool | None = None
 
 
+def float_stages(floats: dict[str, ir.Model]) -> list[Stage]:
+    """The rows of the models of ``FLOAT_STAGES`` that there are, in order."""
+    return [
+        Stage(name, partial(onnx_heads, model, optimise=True), len(model_bytes(model)), graph_macs(model))
+        for name, model in ((name, floats[key]) for key, name in FLOAT_STAGES.items() if key in floats)
+    ]
+
+
 def ledger_stages(
     floats: dict[str, ir.Model], quant: QuantResult, program: IntegerProgram, images: int, pictures: int
 ) -> list[Stage]:
@@ -62,10 +70,7 @@ def ledger_stages(
         images: bytes of the weight images.
         pictures: how many each stage will see, which decides whether compiling the engine pays.
     """
-    stages = [
-        Stage(name, partial(onnx_heads, model, optimise=True), len(model_bytes(model)), graph_macs(model))
-        for name, model in ((name, floats[key]) for key, name in FLOAT_STAGES.items() if key in floats)
-    ]
+    stages = float_stages(floats)
     macs = program_macs(program)
     for candidate in quant.candidates:
         run_exactly = partial(onnx_heads, candidate.model, optimise=False)

@@ -86,6 +86,17 @@ class PictureSet:
             raise InputError(f"none of {len(pictures.skipped)} pictures could be decoded", got=got or None)
         return pictures
 
+    @classmethod
+    def noise(cls, preprocess: Preprocess, count: int) -> PictureSet:
+        """``count`` pictures of seeded noise, for who has none: they show nothing that a detector knows."""
+        shape = (preprocess.height, preprocess.width, 3)
+
+        def draw(seed: int) -> Pixels:
+            pixels: Pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+            return pixels
+
+        return cls.of((Entry(Path(f"noise-{i}"), partial(draw, i)) for i in range(count)), preprocess)
+
     @property
     def paths(self) -> list[Path]:
         """Path or name of every picture."""

@@ -39,12 +39,13 @@ def layer_table(layers: list[LayerReport], title: str) -> Table:
     """One row a layer: type, exponent, SQNR, SNR (channel means removed), cosine, clipped and saturated shares."""
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("layer", overflow="fold", min_width=16)
-    for column in ("type", "frac", "SQNR dB", "SNR dB", "cosine", "clipped %", "limit %"):
+    for column in ("type", "scale", "SQNR dB", "SNR dB", "cosine", "clipped %", "limit %"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in layers:
         table.add_row(
-            printable(row.name), row.qtype, str(row.frac), f"{row.sqnr_db:.1f}", f"{row.snr_db:.1f}",
-            f"{row.cosine:.4f}", f"{row.clipped * 100:.2f}", f"{row.saturated * 100:.2f}",
+            printable(row.name), row.qtype, f"{row.scale:.3g}" if row.frac is None else f"2^{-row.frac}",
+            f"{row.sqnr_db:.1f}", f"{row.snr_db:.1f}", f"{row.cosine:.4f}", f"{row.clipped * 100:.2f}",
+            f"{row.saturated * 100:.2f}",
         )  # fmt: skip
     return table
 

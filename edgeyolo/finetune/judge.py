@@ -18,8 +18,8 @@ from edgeyolo.quant.calibrate import Pixels, run_pictures
 from edgeyolo.quant.compare import HeadSnr
 from edgeyolo.quant.insert_qdq import insert_qdq
 from edgeyolo.quant.plan import Plan
+from edgeyolo.quant.subset import split
 
-HELD_OUT_PICTURES = 16
 MIN_PICTURES = 4
 """One picture of four judges; with fewer there is nothing to learn from or nobody to judge."""
 
@@ -70,5 +70,4 @@ def held_out(pictures: Collection[Pixels]) -> frozenset[int]:
             "too few pictures to hold some out", got=count, allowed=f"at least {MIN_PICTURES}",
             hint="add calibration pictures; they need no labels",
         )  # fmt: skip
-    spread = np.linspace(0, count - 1, min(HELD_OUT_PICTURES, count // MIN_PICTURES))
-    return frozenset(spread.astype(int).tolist())
+    return frozenset(split(count)[1])

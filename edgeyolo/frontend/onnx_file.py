@@ -28,6 +28,25 @@ def load_onnx(path: Path, names: tuple[str, ...] = ()) -> tuple[ir.Model, Detect
     Raises:
         InputError: unreadable, not ONNX, refers to other files, or has no static NCHW input.
     """
+    model = read_onnx(path)
+    text = model.metadata_props.get(METADATA_KEY)
+    detector = Detector.from_json(text) if text else _guess(model, path)
+    if names and detector.classes not in (0, len(names)):
+        raise InputError("wrong number of class names", where=path, got=len(names), allowed=detector.classes)
+    if names:
+        detector = dataclasses.replace(detector, names=names)
+    if len({node.name for node in model.graph}) < sum(1 for _ in model.graph) or not all(n.name for n in model.graph):
+        LayerNames()(model)  # layers are told apart by their names; a file that has them keeps them
+    write_detector(model, detector)
+    return model, detector
+
+
+def read_onnx(path: Path) -> ir.Model:
+    """Parse and check an ONNX file of any kind.
+
+    Raises:
+        InputError: unreadable, not ONNX, or refers to other files.
+    """
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InputError(
@@ -47,16 +66,7 @@ def load_onnx(path: Path, names: tuple[str, ...] = ()) -> tuple[ir.Model, Detect
         raise InputError("this is not a valid ONNX file", where=path, got=str(error)[:300]) from error
     if not any(entry.domain in ("", "ai.onnx") for entry in proto.opset_import):
         raise InputError("the model imports no standard operators", where=path)
-    text = model.metadata_props.get(METADATA_KEY)
-    detector = Detector.from_json(text) if text else _guess(model, path)
-    if names and detector.classes not in (0, len(names)):
-        raise InputError("wrong number of class names", where=path, got=len(names), allowed=detector.classes)
-    if names:
-        detector = dataclasses.replace(detector, names=names)
-    if len({node.name for node in model.graph}) < sum(1 for _ in model.graph) or not all(n.name for n in model.graph):
-        LayerNames()(model)  # layers are told apart by their names; a file that has them keeps them
-    write_detector(model, detector)
-    return model, detector
+    return model
 
 
 def _refuse_other_files(proto: onnx.ModelProto, path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -49,15 +49,21 @@ def run_pictures(model: ir.Model, names: list[str], pictures: Iterable[Pixels]) 
 
 def observe(model: ir.Model, pictures: Iterable[Pixels]) -> tuple[dict[str, Histogram], Arrays]:
     """Histogram of every free site, and the largest magnitude of each channel (C,) of every site."""
-    sites, detector = find_sites(model), read_detector(model)
-    source = str(model.graph.inputs[0].name)
-    names = [name for name, site in sites.items() if site.same_as is None and name != source]
-    histograms = {name: Histogram() for name in names} | {source: Histogram()}
+    return observe_values(model, [name for name, site in find_sites(model).items() if site.same_as is None], pictures)
+
+
+def observe_values(
+    model: ir.Model, names: Collection[str], pictures: Iterable[Pixels]
+) -> tuple[dict[str, Histogram], Arrays]:
+    """``observe`` for the values called ``names`` and the input."""
+    detector, source = read_detector(model), str(model.graph.inputs[0].name)
+    computed = [name for name in names if name != source]
+    histograms = {name: Histogram() for name in computed} | {source: Histogram()}
     peaks: Arrays = {}
-    session = open_session(model_bytes(with_outputs(model, names)), optimise=False)
+    session = open_session(model_bytes(with_outputs(model, computed)), optimise=False) if computed else None
     for pixels in pictures:
         feed = to_float(pixels, detector)
-        for name, value in ({source: feed} | run(session, feed)).items():
+        for name, value in ({source: feed} | (run(session, feed) if session else {})).items():
             histograms[name].update(value)
             peak = np.abs(value).max(axis=tuple(i for i in range(value.ndim) if i != 1))
             peaks[name] = np.maximum(peaks[name], peak) if name in peaks else peak

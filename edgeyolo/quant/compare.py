@@ -6,7 +6,7 @@ head is its channels' constant part. The head SNR here removes the float channel
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -14,8 +14,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgeyolo.ort import Arrays
+from edgeyolo.qtype import TensorQuant
 from edgeyolo.quant.calibrate import Pixels, run_pictures
-from edgeyolo.quant.plan import Plan
 
 
 class _Sums:
@@ -60,11 +60,15 @@ def _decibel(signal: float, noise: float) -> float:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One quantised value against float: SQNR and cosine, share of float values beyond the range, share at its ends."""
+    """One quantised value against float: SQNR and cosine, share of float values beyond the range, share at its ends.
+
+    ``frac`` is None where the scale is no power of two.
+    """
 
     name: str
     qtype: str
-    frac: int
+    scale: float
+    frac: int | None
     sqnr_db: float
     snr_db: float
     cosine: float
@@ -76,15 +80,17 @@ class LayerReport:
         return {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(self).items()}
 
 
-def compare_layers(model: ir.Model, quantised: ir.Model, plan: Plan, pictures: Iterable[Pixels]) -> list[LayerReport]:
-    """The table of every site in execution order."""
-    names = [n for n, s in plan.sites.items() if s.same_as is None and n != model.graph.inputs[0].name]
+def compare_layers(
+    model: ir.Model, quantised: ir.Model, acts: Mapping[str, TensorQuant], pictures: Iterable[Pixels]
+) -> list[LayerReport]:
+    """The table of the values that ``acts`` names, in its order; the network's input is left out."""
+    names = [name for name in acts if name != model.graph.inputs[0].name]
     pictures = list(pictures)
     sums = {name: _Sums() for name in names}
     runs = zip(run_pictures(model, names, pictures), run_pictures(quantised, names, pictures), strict=True)
     for exact, got in runs:
         for name in names:
-            quant, s = plan.acts[name], sums[name]
+            quant, s = acts[name], sums[name]
             s.update(exact[name], got[name])
             low, high = quant.dequantise(np.array([quant.qtype.lo, quant.qtype.hi]))
             s.clipped += int(np.count_nonzero((exact[name] < low) | (exact[name] > high)))
@@ -92,8 +98,9 @@ def compare_layers(model: ir.Model, quantised: ir.Model, plan: Plan, pictures: I
     return [
         LayerReport(
             name,
-            str(plan.acts[name].qtype),
-            int(plan.acts[name].frac),
+            str(acts[name].qtype),
+            float(acts[name].scale),
+            int(acts[name].frac) if acts[name].qtype.scale == "pow2" else None,
             s.sqnr,
             s.centred_snr,
             s.cosine,

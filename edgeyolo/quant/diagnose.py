@@ -257,7 +257,7 @@ def _losses(
     """The table: for the first ``top`` layers also what each gains when it is given back."""
     base = mixture.snr(mixture.model(mixture.all_weights, mixture.all_acts))
     gains = {n.layer: _gains(mixture, n.layer, base) for n in track(noises[:top], "giving back one layer at a time")}
-    reports = compare_layers(quant.reference, quant.model, quant.plan, mixture.pictures)
+    reports = compare_layers(quant.reference, quant.model, quant.plan.free_acts(), mixture.pictures)
     accumulated = {report.name: report.snr_db for report in reports}
     total = sum(n.total for n in noises) or 1.0
     losses = []

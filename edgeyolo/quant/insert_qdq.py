@@ -28,7 +28,7 @@ INT16_OPSET = 21
 def insert_qdq(model: ir.Model, plan: Plan) -> ir.Model:
     """Return a quantised copy of the float ``model``."""
     if any(quant.qtype.bits > 8 for quant in plan.acts.values()):
-        model = _raise_opset(model)
+        model = raise_opset(model, INT16_OPSET)
     copy = copy_model(model)
     values = {str(v.name): v for v in [copy.graph.inputs[0], *(v for n in copy.graph for v in n.outputs)]}
     for node in [n for n in copy.graph if str(n.name) in plan.weights and n.op_type == "Conv"]:
@@ -40,11 +40,12 @@ def insert_qdq(model: ir.Model, plan: Plan) -> ir.Model:
     return copy
 
 
-def _raise_opset(model: ir.Model) -> ir.Model:
+def raise_opset(model: ir.Model, opset: int) -> ir.Model:
+    """A copy of ``model`` that says the same with the operators of ``opset``."""
     import onnx.version_converter
 
     metadata = dict(model.metadata_props)
-    raised = ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model), INT16_OPSET))
+    raised = ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model), opset))
     raised.metadata_props.update(metadata)
     return raised
 

@@ -1,4 +1,4 @@
-"""Collect value distributions in bounded memory and choose power-of-two exponents from them."""
+"""Collect value distributions in bounded memory, and choose exponents or float scales from them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ CANDIDATES = 7
 """``mse`` and ``kl`` try the exponent that clips nothing and this many minus one finer ones."""
 FRAC_LIMIT = 40
 """Exponents stay within +-FRAC_LIMIT: beyond that a tensor is numerically zero or infinite."""
+SHARES = np.linspace(0.2, 1.0, 81)
+"""Of the largest magnitude: what ``mse`` and ``kl`` try as the end of the range where a scale may be any number."""
 
 
 class Histogram:
@@ -81,7 +83,31 @@ def choose_frac(values: Float64, counts: Float64, qtype: QType, method: str) -> 
         return _fitting(float(values[kept].max()), float(values[kept].min()), qtype)
     cost = _divergence if method == "kl" else _squared_error
     fracs = [_bounded(widest + i) for i in range(CANDIDATES)]
-    return min(fracs, key=lambda frac: cost(values, counts, qtype, frac))
+    return min(fracs, key=lambda frac: cost(values, counts, qtype, float(np.ldexp(1.0, -frac))))
+
+
+def choose_scale(values: Float64, counts: Float64, qtype: QType, method: str) -> float:
+    """A float scale for values that occur ``counts`` times; symmetric, zero point 0. 1 where all values are zero.
+
+    Args:
+        values: (n,) real numbers; counts: (n,) their weights.
+        qtype: a signed type.
+        method: one of ``config.METHODS`` but ``nearest``, which is about powers of two.
+    """
+    magnitudes = np.abs(values)
+    largest = float(magnitudes.max())
+    if not largest > 0:
+        return 1.0
+    if method == "minmax":
+        return largest / qtype.hi
+    if method == "percentile":
+        order = np.argsort(magnitudes)
+        cumulative = np.cumsum(counts[order])
+        end = int(np.searchsorted(cumulative, cumulative[-1] * PERCENTILE / 100))
+        return float(magnitudes[order[min(end, len(order) - 1)]]) / qtype.hi or largest / qtype.hi
+    cost = _divergence if method == "kl" else _squared_error
+    scales = [float(share) * largest / qtype.hi for share in SHARES]
+    return min(scales, key=lambda scale: cost(values, counts, qtype, scale))
 
 
 def _bounded(frac: int) -> int:
@@ -96,22 +122,21 @@ def _fitting(high: float, low: float, qtype: QType) -> int:
     return _bounded(min(fits, default=0))
 
 
-def _codes(values: Float64, qtype: QType, frac: int) -> Float64:
-    return np.clip(np.rint(np.ldexp(values, frac)), qtype.lo, qtype.hi)
+def _codes(values: Float64, qtype: QType, scale: float) -> Float64:
+    return np.clip(np.rint(values / scale), qtype.lo, qtype.hi)
 
 
-def _squared_error(values: Float64, counts: Float64, qtype: QType, frac: int) -> float:
-    return float(counts @ (values - np.ldexp(_codes(values, qtype, frac), -frac)) ** 2)
+def _squared_error(values: Float64, counts: Float64, qtype: QType, scale: float) -> float:
+    return float(counts @ (values - _codes(values, qtype, scale) * scale) ** 2)
 
 
-def _divergence(values: Float64, counts: Float64, qtype: QType, frac: int) -> float:
+def _divergence(values: Float64, counts: Float64, qtype: QType, scale: float) -> float:
     """KL divergence between the clipped distribution and its quantised version spread evenly over each code's values.
 
     Clipped mass counts at the border in P but is missing in Q, which is what clipping costs (the TensorRT
     calibrator's rule).
     """
-    step = np.ldexp(0.5, -frac)
-    low, high = np.ldexp(float(qtype.lo), -frac) - step, np.ldexp(float(qtype.hi), -frac) + step
+    low, high = (qtype.lo - 0.5) * scale, (qtype.hi + 0.5) * scale
     inside = (values >= low) & (values <= high)
     if not inside.any():
         return float("inf")
@@ -119,7 +144,7 @@ def _divergence(values: Float64, counts: Float64, qtype: QType, frac: int) -> fl
     p = mass.copy()
     p[np.argmin(kept)] += counts[values < low].sum()
     p[np.argmax(kept)] += counts[values > high].sum()
-    _, group = np.unique(_codes(kept, qtype, frac), return_inverse=True)
+    _, group = np.unique(_codes(kept, qtype, scale), return_inverse=True)
     q = (np.bincount(group, mass) / np.bincount(group))[group]
     p, q = p / p.sum(), q / q.sum()
     return float(np.sum(p * np.log(p / q)))

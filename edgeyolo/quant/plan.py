@@ -48,6 +48,10 @@ class Plan:
         weights = {n: replace(w, bias=biases.get(n, w.bias)) for n, w in self.weights.items()}
         return replace(self, weights=weights)
 
+    def free_acts(self) -> dict[str, TensorQuant]:
+        """The activations that have a scale of their own, by name in execution order."""
+        return {name: self.acts[name] for name, site in self.sites.items() if site.same_as is None}
+
     def input_of(self, conv: ir.Node) -> TensorQuant:
         """The quantisation of what ``conv`` reads."""
         assert conv.inputs[0] is not None

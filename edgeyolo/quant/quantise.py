@@ -7,7 +7,7 @@ that took no part judge it: what does not help is not kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,10 @@ from edgeyolo.quant.plan import Plan, conv_roles, make_plan
 from edgeyolo.quant.refine.align import align
 from edgeyolo.quant.refine.equalise import equalise
 from edgeyolo.quant.refine.sequential import refine_layers
+from edgeyolo.quant.subset import Subset, split
 
 BIAS_PICTURES = 32
 """Of a correction of biases alone; more changed the head SNR by less than 0.1 dB. Reconstruction takes all."""
-HELD_OUT_PICTURES = 16
-"""Pictures that judge which refinements helped; never among those they were computed from, unless there are too few."""
 
 Track = Callable[[Collection[Any], str], Iterable[Any]]
 
@@ -92,35 +91,13 @@ def quantise(
         raise InputError("there are no calibration pictures")
     if len(model.graph.inputs) != 1:
         raise UnsupportedError("the model must have one input", got=[v.name for v in model.graph.inputs])
-    work = _Work(pictures, config, track, saved, *_split(len(pictures)))
+    work = _Work(pictures, config, track, saved, *split(len(pictures)))
     candidates = work.scaled(model)
     if config.reconstruct and config.recipe != "fast":
         candidates += work.reconstructed(candidates)
     best = max(candidates, key=lambda candidate: candidate.head_snr_db)
     steps = tuple(RefineStep(c.name, c.head_snr_db, c is best) for c in candidates)
     return QuantResult(best.reference, best.model, best.plan, steps, tuple(candidates))
-
-
-@dataclass(frozen=True, eq=False)
-class _Some:
-    """Some of the pictures, in their order, and those mirrored where asked; decoded when iterated."""
-
-    pictures: Collection[Pixels]
-    positions: frozenset[int]
-    mirrored: bool = False
-
-    def __len__(self) -> int:
-        return len(self.positions) * (2 if self.mirrored else 1)
-
-    def __contains__(self, item: object) -> bool:
-        return any(item is pixels for pixels in self)
-
-    def __iter__(self) -> Iterator[Pixels]:
-        for index, pixels in enumerate(self.pictures):
-            if index in self.positions:
-                yield pixels
-                if self.mirrored:
-                    yield np.ascontiguousarray(pixels[:, :, ::-1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +113,7 @@ class _Work:
 
     def candidate(self, name: str, reference: ir.Model, plan: Plan) -> Candidate:
         quantised = insert_qdq(reference, plan)
-        judges = _Some(self.pictures, frozenset(self.held_out))
+        judges = Subset(self.pictures, frozenset(self.held_out))
         return Candidate(name, reference, plan, quantised, head_snr(reference, quantised, judges))
 
     def scaled(self, model: ir.Model) -> list[Candidate]:
@@ -165,7 +142,7 @@ class _Work:
         found = [self.candidate(name, reference, plan)]
         if self.config.correct_bias:
             spread = np.linspace(0, len(self.rest) - 1, min(BIAS_PICTURES, len(self.rest))).astype(int)
-            sample = _Some(self.pictures, frozenset(self.rest[i] for i in spread))
+            sample = Subset(self.pictures, frozenset(self.rest[i] for i in spread))
             corrected = refine_layers(reference, plan, sample, rebuild=False, track=self.track)
             found.append(self.candidate(f"{name} + correct biases", reference, corrected))
         return found
@@ -181,17 +158,10 @@ class _Work:
             groups = [max(groups[1:] or groups, key=lambda group: max(c.head_snr_db for c in group))]
         found = []
         for plain, *_ in groups:
-            pictures = _Some(self.pictures, frozenset(self.rest), mirrored=self.config.recipe == "max")
+            pictures = Subset(self.pictures, frozenset(self.rest), mirrored=self.config.recipe == "max")
             plan = refine_layers(
                 plain.reference, plain.plan, pictures, rebuild=True, correct=self.config.correct_bias,
                 track=self.track, saved=self.saved,
             )  # fmt: skip
             found.append(self.candidate(f"{plain.name} + reconstruct", plain.reference, plan))
         return found
-
-
-def _split(count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(positions to refine on, held-out positions), spread evenly; the same picture when there is only one."""
-    held = min(HELD_OUT_PICTURES, max(1, count // 4))
-    held_out = tuple(sorted(set(np.linspace(0, count - 1, held).astype(int).tolist())))
-    return tuple(i for i in range(count) if i not in held_out) or (0,), held_out

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from edgeyolo.detector import Detector
 from edgeyolo.errors import InputError
 
-KINDS = ("auto", "ort", "integer", "engine")
+KINDS = ("auto", "ort", "integer", "engine", "tensorrt")
 
 
 class Runner(Protocol):
@@ -40,8 +40,9 @@ def open_runner(path: Path, runner: str = "auto", weights: Path | None = None) -
 
     Args:
         path: a bundle folder, an ``.onnx`` file or a Darknet ``.cfg``.
-        runner: ``auto``, ``ort`` (.onnx files, or a bundle's oracle), ``integer`` or ``engine`` (bundles). ``auto``
-            takes the numpy interpreter for bundles: it needs no compiler, and the engine gives the same integers.
+        runner: ``auto``, ``ort`` (.onnx files, or a bundle's oracle), ``integer`` or ``engine`` (bundles for fpga),
+            ``tensorrt`` (the engine built in a bundle for tensorrt). ``auto`` takes the numpy interpreter for bundles
+            for fpga: it needs no compiler, and the engine gives the same integers; ``ort`` for those for tensorrt.
         weights: the ``.weights`` file of a ``.cfg``.
 
     Raises:
@@ -70,17 +71,29 @@ def open_runner(path: Path, runner: str = "auto", weights: Path | None = None) -
 
 
 def _open_bundle(path: Path, runner: str) -> Runner:
-    """Run a bundle's integer program, or its ONNX file exactly as the oracle does."""
-    if runner == "ort":
-        from edgeyolo.bundle import MODEL, Bundle
+    """Run what a bundle was made for, or its ONNX file exactly as the oracle does."""
+    from edgeyolo.bundle import MODEL, Bundle
+
+    bundle = Bundle.open(path)
+    if bundle.manifest["target"] == "tensorrt":
+        _check(runner, ("auto", "ort", "tensorrt"), path)
+    else:
+        _check(runner, ("auto", "ort", "integer", "engine"), path)
+    if runner == "tensorrt":
+        from edgeyolo.runners.tensorrt import TensorRTRunner
+
+        engine = TensorRTRunner()
+        engine.load(path)
+        return engine
+    if runner == "ort" or bundle.manifest["target"] == "tensorrt":
         from edgeyolo.runners.onnx import OnnxRunner
 
         oracle = OnnxRunner(optimise=False)
-        oracle.load(Bundle.open(path).read(MODEL))
+        oracle.load(bundle.read(MODEL))
         return oracle
     from edgeyolo.runners.integer import BundleRunner
 
-    return BundleRunner(path, engine=runner == "engine")
+    return BundleRunner(bundle, engine=runner == "engine")
 
 
 def _check(runner: str, allowed: tuple[str, ...], path: Path) -> None:

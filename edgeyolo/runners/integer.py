@@ -139,17 +139,19 @@ def _windows(
 class BundleRunner:
     """The four methods over a bundle's integer program: in numpy, or in the C engine compiled on this machine."""
 
-    def __init__(self, path: Path | None = None, *, engine: bool = False) -> None:
+    def __init__(self, bundle: Bundle | None = None, *, engine: bool = False) -> None:
         self.detector: Detector | None = None
         self._engine = engine
-        if path is not None:
-            self.load(path)
+        if bundle is not None:
+            self._open(bundle)
 
     def load(self, path: Path) -> None:
         """Open the bundle and check it. Raises BundleError or InputError."""
-        bundle = Bundle.open(path)
+        self._open(Bundle.open(path))
+
+    def _open(self, bundle: Bundle) -> None:
         image = bundle.read(PROGRAM)
-        self.program = replace(decode_program(image, str(path / PROGRAM)), detector=bundle.detector)
+        self.program = replace(decode_program(image, str(bundle.path / PROGRAM)), detector=bundle.detector)
         self.detector = bundle.detector
         self._run: Callable[[Codes], list[Codes]] = lambda codes: run_integer(self.program, codes)
         if self._engine:

@@ -1,0 +1,311 @@
+"""``--target tensorrt``: Q/DQ or float16 graphs that TensorRT 8.5 to 11 build, with what builds and runs them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeyolo import __version__
+from edgeyolo.bundle import write_manifest
+from edgeyolo.errors import InputError, UnsupportedError
+from edgeyolo.export.acceptance import Acceptance, accept
+from edgeyolo.export.costs import constant_bytes
+from edgeyolo.export.device_files import device_files, golden_files
+from edgeyolo.export.fpga import AGREEMENT_PICTURES, REPORT_PICTURES, check_raw
+from edgeyolo.export.labels import LabelledSet
+from edgeyolo.export.ledger import Ledger, measure
+from edgeyolo.export.ledger_stages import Stage, float_stages, onnx_heads
+from edgeyolo.export.pictures import PictureSet
+from edgeyolo.export.prepare import Parity, Stages
+from edgeyolo.frontend import Source
+from edgeyolo.jetson import PRECISIONS, JetsonBoard, check_precision, load_jetson
+from edgeyolo.lower.tensorrt.dla import Fallback, dla_fallbacks
+from edgeyolo.lower.tensorrt.placement import Placement
+from edgeyolo.lower.tensorrt.quantise import Int8Config, Int8Result, quantise_int8
+from edgeyolo.lower.tensorrt.typed import to_typed, unsafe_layers
+from edgeyolo.output import check_free, new_folder
+from edgeyolo.passes.decode import add_decode
+from edgeyolo.passes.graph import read_detector
+from edgeyolo.passes.nms import add_nms
+from edgeyolo.progress import Log
+from edgeyolo.quant.calibrate import copy_model, run_pictures
+from edgeyolo.quant.compare import LayerReport, compare_layers
+from edgeyolo.quant.insert_qdq import raise_opset
+
+CONSTRAINTS = (8, 4)
+"""The first TensorRT with precision constraints for single layers."""
+SHIPPED = {"int8": "int8, else float16", "fp16": "float16", "fp32": "float32"}
+"""The ledger's last row: what TensorRT builds from."""
+
+
+@dataclass(frozen=True)
+class TensorRTRequest:
+    """What to write and where.
+
+    Args:
+        output: the bundle's folder.
+        board: what it is for.
+        precision: ``int8`` (the rest float16), ``fp16`` or ``fp32``.
+        int8: how to quantise.
+        decode, nms, conf, iou: boxes, and suppression, inside the graph.
+        max_batch: with a symbolic batch the largest that the engine takes; None: the batch is 1.
+        dla: number of the deep learning accelerator to use, or None.
+        golden: pictures to store with what ONNX Runtime computes for them.
+        max_drop: largest loss that is not an error: of AP with labels, of agreement without.
+    """
+
+    output: Path
+    board: JetsonBoard
+    precision: str
+    int8: Int8Config
+    decode: bool = False
+    nms: bool = False
+    conf: float = 0.25
+    iou: float = 0.45
+    max_batch: int | None = None
+    dla: int | None = None
+    golden: int = 1
+    max_drop: float | None = None
+    force: bool = False
+
+    @classmethod
+    def of(cls, output: Path, options: Mapping[str, Any]) -> TensorRTRequest:
+        """Read the command line's options; what the board cannot do is refused before any work."""
+        board = load_jetson(options["board"])
+        precision = options["precision"] or next(p for p in PRECISIONS if p in board.precisions)
+        check_precision(board, precision)
+        _check_dla(board, options["dla"], precision, dynamic=options["dynamic_batch"])
+        keep = tuple(part.strip() for part in options["keep_float"].split(",") if part.strip() not in ("", "none"))
+        if options["golden"] < 0:
+            raise InputError("the number of golden pictures is negative", where="--golden", got=options["golden"])
+        drop = options["max_drop"]
+        if drop is not None and not 0 <= drop <= 1:
+            raise InputError("out of range", where="--max-drop", got=drop, allowed="0 to 1")
+        return cls(
+            output, board, precision, Int8Config(options["method"], keep, options["equalise"]),
+            options["decode"], options["nms"], options["conf"], options["iou"],
+            options["max_batch"] if options["dynamic_batch"] else None, options["dla"], options["golden"], drop,
+            options["force"],
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class TensorRTResult:
+    """What was written, for tables and JSON.
+
+    Args:
+        quant: the candidates; None without int8.
+        ledger: what every stage costs.
+        layers: values with pairs against float.
+        unsafe: layers that stay float32, with the reason.
+        fallbacks: layers that the DLA leaves to the GPU.
+        accepted: what TensorRT-RTX says of the typed graph.
+        files: path -> bytes.
+        facts: the manifest's.
+    """
+
+    quant: Int8Result | None
+    ledger: Ledger
+    layers: tuple[LayerReport, ...]
+    unsafe: dict[str, str]
+    fallbacks: tuple[Fallback, ...]
+    accepted: Acceptance
+    files: dict[str, int]
+    facts: dict[str, Any]
+
+
+def export_tensorrt(
+    source: Source, model: ir.Model, parities: list[Parity], pictures: PictureSet, request: TensorRTRequest,
+    stages: Stages, log: Log, labels: LabelledSet | None = None,
+) -> TensorRTResult:  # fmt: skip
+    """Quantise the prepared float ``model`` as asked and write the bundle.
+
+    Args:
+        source, model, parities: from the front end, and of it by ``prepare``.
+        pictures: for calibration; the ledger is about them too where there are no ``labels``.
+        request: what to write.
+        stages: as ``prepare`` left it.
+        log: receives stages and progress.
+        labels: labelled pictures for the ledger.
+
+    Raises:
+        UnsupportedError: nothing can be quantised, or the graph already decodes its boxes.
+    """
+    check_free(request.output, force=request.force)
+    check_raw(model)
+    fallbacks = _dla(model, request, log)
+    quant = _quantise(model, pictures, request, log)
+    raw = model if quant is None else quant.best.model
+    with log.stage("types") as details:
+        unsafe = {} if request.precision == "fp32" else unsafe_layers(raw, _peaks(raw, pictures))
+        final = _finished(raw, request)
+        float32 = sorted({*unsafe, *_behind(raw, final)})
+        typed = to_typed(final, float32) if request.precision != "fp32" else final
+        details.extend(f"{name} stays float32: {reason}" for name, reason in list(unsafe.items())[:3])
+    stages.save("50-quantised", final)
+    stages.save("60-typed", typed)
+    with log.stage("ledger") as details:
+        layers = _report(quant, pictures)
+        raw_typed = to_typed(raw, list(unsafe)) if request.precision != "fp32" else raw
+        ledger = _ledger(source, quant, raw_typed, request, pictures, stages, log, labels)
+        details += [ledger.text, f"head SNR {ledger.snr_db:.1f} dB"]
+    _check_constraints(request, float32)
+    with log.stage("accept") as details:
+        accepted = accept(typed, request.board.rtx_sm, request.max_batch)
+        details.append(accepted.text)
+    record = {"parity": [asdict(p) for p in parities], **ledger.to_json()}
+    facts = _facts(source, request, quant, unsafe, record)
+    facts["layers"]["typed_float32"] = float32
+    with log.stage("write") as details, new_folder(request.output, force=request.force) as folder:
+        golden = list(pictures.spread(request.golden)) if request.golden else []
+        contents = golden_files(final, typed, request.precision, golden)
+        contents |= device_files(final, typed, request, float32)
+        report = json.dumps([layer.to_json() for layer in layers], indent=1, sort_keys=True)
+        contents["report.json"] = f"{report}\n".encode()
+        for name, data in contents.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
+        (folder / "build.sh").chmod(0o755)
+        write_manifest(folder, facts, read_detector(final))
+        details.append(f"{len(contents) + 1} files")
+    sizes = {name: len(data) for name, data in contents.items()}
+    return TensorRTResult(quant, ledger, layers, unsafe, fallbacks, accepted, sizes, facts)
+
+
+def _check_dla(board: JetsonBoard, core: int | None, precision: str, *, dynamic: bool) -> None:
+    """Refuse a DLA that is not there, or what none can do."""
+    if core is None:
+        return
+    if core not in range(board.dla_cores):
+        allowed = ", ".join(map(str, range(board.dla_cores))) or f"none: {board.name} has no DLA"
+        raise InputError("the board has no such DLA core", where="--dla", got=core, allowed=allowed)
+    if precision != "fp16":
+        reason = "float32" if precision == "fp32" else "int8 from Q/DQ: it wants a calibrator, which TensorRT 11 ended"
+        what = f"a DLA does not compute {reason}"
+        raise InputError(what, where="--precision", got=precision, allowed="fp16", hint="add --precision fp16")
+    if dynamic:
+        raise InputError("a DLA needs a fixed batch", got="--dla and --dynamic-batch", hint="leave one of them out")
+
+
+def _check_constraints(request: TensorRTRequest, float32: list[str]) -> None:
+    """TensorRT before 8.4 cannot be told to keep layers in float32."""
+    oldest = tuple(int(part) for part in request.board.tensorrt[0].split("."))
+    if request.precision == "fp16" and float32 and oldest < CONSTRAINTS:
+        raise UnsupportedError(
+            f"TensorRT {request.board.tensorrt[0]} of {request.board.name} cannot keep layers in float32",
+            got=", ".join(float32[:8]),
+            hint="export raw heads (without --decode and --nms), or use --precision fp32",
+        )
+
+
+def _dla(model: ir.Model, request: TensorRTRequest, log: Log) -> tuple[Fallback, ...]:
+    """What the DLA will leave to the GPU, said before any work."""
+    if request.dla is None:
+        return ()
+    found = tuple(dla_fallbacks(model, request.precision))
+    log.say(f"DLA {request.dla}: {len(found)} of {sum(1 for _ in model.graph)} layers fall back to the GPU")
+    for fallback in found:
+        log.say(f"  {fallback.layer} ({fallback.op_type}): {fallback.reason}")
+    return found
+
+
+def _quantise(model: ir.Model, pictures: PictureSet, request: TensorRTRequest, log: Log) -> Int8Result | None:
+    if request.precision != "int8":
+        return None
+    with log.stage("quantise") as details:
+        quant = quantise_int8(model, pictures, request.int8, lambda items, title: log.track(items, title, len(items)))
+        details.append(f"{len(quant.placement.weighted)} layers int8, {len(quant.placement.floats)} float")
+        details += [f"{c.name}: head SNR {c.head_snr_db:.1f} dB" for c in quant.candidates]
+    return quant
+
+
+def _peaks(model: ir.Model, pictures: PictureSet) -> dict[str, float]:
+    """Largest magnitude of every float value on a few pictures."""
+    names = [str(v.name) for n in model.graph if n.op_type != "QuantizeLinear" for v in n.outputs]
+    peaks = dict.fromkeys(names, 0.0)
+    for values in run_pictures(model, names, pictures.spread(REPORT_PICTURES)):
+        for name, value in values.items():
+            peaks[name] = max(peaks[name], float(np.abs(value).max(initial=0)))
+    return peaks
+
+
+def _finished(raw: ir.Model, request: TensorRTRequest) -> ir.Model:
+    """Decoding and suppression added as asked, in an opset that the board's oldest TensorRT reads."""
+    final = copy_model(raw)
+    if request.decode or request.nms:
+        add_decode(final, read_detector(final))
+    if request.nms:
+        add_nms(final, request.iou, request.conf)
+    for index, node in enumerate(final.graph):
+        node.name = node.name or f"decode.{index}"
+    return lower_opset(final, request.board.max_opset)
+
+
+def lower_opset(model: ir.Model, newest: int) -> ir.Model:
+    """``model`` with the operators of opset ``newest`` if it has newer ones.
+
+    Raises UnsupportedError if it says something that they cannot.
+    """
+    opset = model.graph.opset_imports[""]
+    if opset <= newest:
+        return model
+    try:
+        return raise_opset(model, newest)
+    except Exception as error:  # the converter raises many private types
+        raise UnsupportedError(
+            "the board's TensorRT is too old for this model", got=str(error)[:300], allowed=f"opset {newest}"
+        ) from error
+
+
+def _behind(raw: ir.Model, final: ir.Model) -> list[str]:
+    """Names of what decodes and suppresses: box coordinates need float32."""
+    names = {node.name for node in raw.graph}
+    return [str(node.name) for node in final.graph if node.name not in names]
+
+
+def _report(quant: Int8Result | None, pictures: PictureSet) -> tuple[LayerReport, ...]:
+    if quant is None:
+        return ()
+    best = quant.best
+    return tuple(compare_layers(best.reference, best.model, best.scales.acts, pictures.spread(REPORT_PICTURES)))
+
+
+def _ledger(
+    source: Source, quant: Int8Result | None, typed: ir.Model, request: TensorRTRequest, pictures: PictureSet,
+    stages: Stages, log: Log, labels: LabelledSet | None,
+) -> Ledger:  # fmt: skip
+    """Run every stage on the labelled pictures, or on some of the calibration's; raw heads throughout."""
+    rows = float_stages(stages.models)
+    macs = rows[-1].macs
+    for candidate in quant.candidates if quant is not None else ():
+        execute = partial(onnx_heads, candidate.model, optimise=False)
+        kept = quant is not None and candidate is quant.best
+        rows.append(Stage(candidate.name, execute, constant_bytes(candidate.model), macs, kept))
+    execute = partial(onnx_heads, typed, optimise=False)
+    rows.append(Stage(SHIPPED[request.precision], execute, constant_bytes(typed), macs))
+    sample = pictures.spread(AGREEMENT_PICTURES) if labels is None else labels.pictures
+    return measure(rows, read_detector(source.model), sample, labels, log)
+
+
+def _facts(
+    source: Source, request: TensorRTRequest, quant: Int8Result | None, unsafe: dict[str, str], ledger: dict[str, Any]
+) -> dict[str, Any]:
+    """Everything the manifest states besides files and detector."""
+    placement = Placement() if quant is None else quant.placement
+    options = {key: getattr(request, key) for key in ("precision", "decode", "nms", "conf", "iou", "max_batch", "dla")}
+    return {
+        "tool": f"edgeyolo {__version__}",
+        "target": "tensorrt",
+        "source": {"name": source.name, "sha256": source.sha256, "notes": list(source.notes)},
+        "profile": asdict(request.board),
+        "options": {**options, **(asdict(request.int8) if quant is not None else {})},
+        "layers": {"int8": sorted(placement.weighted), "float": placement.floats, "float32": unsafe},
+        "ledger": ledger,
+    }
