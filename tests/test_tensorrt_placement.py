@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from graphs import build, pictures
 from onnx import checker
-from tensorrt_graphs import BODIES, PICTURES, edges, graph, quantised
+from tensorrt_graphs import ARRAYS, BODIES, PICTURES, SHAPE, edges, graph, quantised
 
 from edgeyolo.errors import InputError, UnsupportedError
 from edgeyolo.lower.tensorrt.calibrate import METHODS, choose_scales, float16_scale, weight_quant
@@ -157,11 +158,34 @@ def test_concat_groups_are_calibrated_on_all_their_values():
     assert 127 * scales["k"].scale == pytest.approx(max(seen), rel=2**-9)
 
 
-def test_equalising_is_kept_only_where_it_helps():
-    result = quantise_int8(graph("depthwise"), PICTURES, Int8Config())
-    assert [c.name for c in result.candidates] == ["round to nearest", "equalise"]
-    assert result.best.head_snr_db == max(c.head_snr_db for c in result.candidates)
-    assert len(quantise_int8(graph("depthwise"), PICTURES, Int8Config(equalise=False)).candidates) == 1
+def test_refinements_are_kept_only_where_they_help():
+    names = {
+        (True, True, True): ["round to nearest", "equalise", "equalise + reconstruct"],
+        (True, True, False): ["round to nearest", "equalise", "equalise + correct biases"],
+        (False, True, True): ["round to nearest", "round to nearest + reconstruct"],
+        (False, False, False): ["round to nearest"],
+    }
+    for switches, expected in names.items():
+        result = quantise_int8(graph("depthwise"), PICTURES, Int8Config("mse", ("head",), *switches))
+        assert [c.name for c in result.candidates] == expected
+        assert result.best.head_snr_db == max(c.head_snr_db for c in result.candidates)
+        checker.check_model(model_bytes(result.candidates[-1].model), full_check=True)
+        for candidate in result.candidates:  # scaling leaves the float network what it is
+            assert head_snr(graph("depthwise"), candidate.reference, PICTURES) > 80
+
+
+def test_refinements_help_a_deeper_network():
+    """Figures seen: 24.4 dB rounded, 25.7 reconstructed; 31.5 equalised."""
+    body = "c1 = Conv(images, w) r1 = LeakyRelu(c1) c2 = Conv<group=3, pads=[1,1,1,1]>(r1, d) r2 = LeakyRelu(c2) "
+    body += "c3 = Conv(r2, w) s = Add(c3, r1) c4 = Conv<group=3, pads=[1,1,1,1]>(s, d) r4 = LeakyRelu(c4) "
+    body += "head = Conv(r4, w)"
+    arrays = {**ARRAYS, "d": ARRAYS["d"] * np.array([1, 9, 0.2], np.float32)[:, None, None, None]}
+    model = build(f"(float[1,3,8,8] images) => (float[1,3,8,8] head) {{ {body} }}", arrays, scale=1 / 255)
+    seen = pictures(24, *SHAPE)
+    rounded, equalised, *_ = quantise_int8(model, seen, Int8Config()).candidates
+    assert equalised.head_snr_db > rounded.head_snr_db + 3
+    refined = quantise_int8(model, seen, Int8Config(equalise=False)).best
+    assert refined.name.endswith("+ reconstruct") and refined.head_snr_db > rounded.head_snr_db + 0.5
 
 
 def test_what_cannot_be_quantised_is_said():

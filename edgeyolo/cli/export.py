@@ -34,13 +34,16 @@ TARGETS = ("fpga", "tensorrt", "onnx")
 ONLY_FOR = {
     **dict.fromkeys(
         (
-            *("bits", "act_bits", "head_bits", "keep", "granularity", "align", "correct_bias", "reconstruct"),
-            *("recipe", "avg_bits", "max_bytes", "act_share", "layout", "formats", "diagnose"),
+            *("bits", "act_bits", "head_bits", "keep", "granularity", "align", "recipe"),
+            *("avg_bits", "max_bytes", "act_share", "layout", "formats", "diagnose"),
         ),
         ("fpga",),
     ),
     **dict.fromkeys(
-        ("data", "data_limit", "calib_limit", "method", "equalise", "board", "golden", "max_drop", "report"),
+        (
+            *("data", "data_limit", "calib_limit", "board", "golden", "max_drop", "report"),
+            *("method", "equalise", "correct_bias", "reconstruct"),
+        ),
         ("fpga", "tensorrt"),
     ),
     **dict.fromkeys(("precision", "keep_float", "dla", "max_batch"), ("tensorrt",)),
@@ -142,7 +145,9 @@ def _refuse_idle_options(target: str, *, data: bool) -> None:
         reasons.append(("without --data", {"data_limit"}))
     precision = context.params.get("precision")
     if precision in ("fp16", "fp32"):
-        reasons.append((f"with --precision {precision}", {"keep_float", "method", "equalise"}))
+        reasons.append(
+            (f"with --precision {precision}", {"keep_float", "method", "equalise", "correct_bias", "reconstruct"})
+        )
     for reason, names in reasons:
         idle = [p.opts[0] for p in context.command.params if p.name in given & names]
         if idle:

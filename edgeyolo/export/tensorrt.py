@@ -39,6 +39,7 @@ from edgeyolo.quant.calibrate import copy_model, run_pictures
 from edgeyolo.quant.compare import LayerReport, compare_layers
 from edgeyolo.quant.insert_qdq import raise_opset
 
+REFINEMENTS = ("equalise", "correct_bias", "reconstruct")
 CONSTRAINTS = (8, 4)
 """The first TensorRT with precision constraints for single layers."""
 SHIPPED = {"int8": "int8, else float16", "fp16": "float16", "fp32": "float32"}
@@ -89,7 +90,7 @@ class TensorRTRequest:
         if drop is not None and not 0 <= drop <= 1:
             raise InputError("out of range", where="--max-drop", got=drop, allowed="0 to 1")
         return cls(
-            output, board, precision, Int8Config(options["method"], keep, options["equalise"]),
+            output, board, precision, Int8Config(options["method"], keep, *(bool(options[key]) for key in REFINEMENTS)),
             options["decode"], options["nms"], options["conf"], options["iou"],
             options["max_batch"] if options["dynamic_batch"] else None, options["dla"], options["golden"], drop,
             options["force"],

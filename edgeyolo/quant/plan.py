@@ -65,6 +65,14 @@ class Plan:
         limit = np.iinfo(np.int32).max
         return np.clip(codes, -limit, limit).astype(np.int32), frac
 
+    def real_bias(self, conv: ir.Node) -> npt.NDArray[np.float32]:
+        """The bias (O,) as it acts: rounded to the accumulator's scale where that is a power of two."""
+        weight = self.weights[str(conv.name)]
+        if weight.quant.qtype.scale != "pow2":
+            return weight.bias.astype(np.float32)
+        codes, frac = self.bias_codes(conv)
+        return np.ldexp(codes.astype(np.float64), -frac).astype(np.float32)
+
 
 def conv_roles(model: ir.Model) -> dict[str, frozenset[str]]:
     """Which of ``first``, ``head``, ``depthwise`` each Conv is, by node name; moving data does not change that."""
@@ -247,7 +255,7 @@ def limit_shifts(model: ir.Model, plan: Plan) -> Plan:
     """Coarsen the weight exponents that would need a bias beyond BIAS_LIMIT or a shift beyond the hardware's."""
     weights = dict(plan.weights)
     for node in model.graph:
-        if str(node.name) not in weights:
+        if str(node.name) not in weights or weights[str(node.name)].quant.qtype.scale != "pow2":
             continue
         weight = weights[str(node.name)]
         low, top = exponent_limits(node, plan)

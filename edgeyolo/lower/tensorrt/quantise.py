@@ -1,4 +1,8 @@
-"""From a float graph and pictures to the graph with Q/DQ pairs: place, scale channels, choose scales, insert, judge."""
+"""From a float graph and pictures to the graph with Q/DQ pairs: place, scale channels, choose scales, refine, judge.
+
+The refinements are those of the fixed-point targets (quant/refine/), on float scales: equalising, then reconstruction
+of every convolution behind the quantised prefix, or a correction of biases alone. Held-out pictures decide what stays.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,19 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from edgeyolo.errors import InputError, UnsupportedError
 from edgeyolo.lower.tensorrt.calibrate import METHODS, choose_scales
 from edgeyolo.lower.tensorrt.insert import Scales, insert_pairs
 from edgeyolo.lower.tensorrt.placement import Placement, place
+from edgeyolo.passes.graph import drop_unused, new_initializer
 from edgeyolo.quant.calibrate import Pixels, copy_model, observe
 from edgeyolo.quant.compare import head_snr
+from edgeyolo.quant.plan import Plan, WeightQuant, constants
 from edgeyolo.quant.refine.equalise import equalise
+from edgeyolo.quant.refine.sequential import refine_layers
 from edgeyolo.quant.subset import Subset, split
 
 Track = Callable[[Collection[Any], str], Iterable[Any]]
@@ -29,11 +37,15 @@ class Int8Config:
         method: how activation scales are chosen, one of ``METHODS`` (``entropy`` is ``kl``).
         keep_float: weighted layers that stay float: ``first``, ``head``, ``depthwise`` or patterns over names.
         equalise: scale channels across layers, kept where it helps on held-out pictures.
+        correct_bias: give every layer's output its mean back, kept where it helps.
+        reconstruct: choose the weights' integers by what the layer computes, kept where it helps.
     """
 
     method: str = "mse"
     keep_float: tuple[str, ...] = ("head",)
     equalise: bool = True
+    correct_bias: bool = True
+    reconstruct: bool = True
 
     def __post_init__(self) -> None:
         if ALIASES.get(self.method, self.method) not in METHODS:
@@ -84,19 +96,59 @@ def quantise_int8(
     rest, held_out = split(len(pictures))
     judges = Subset(pictures, frozenset(held_out))
 
-    def candidate(name: str, reference: ir.Model) -> Int8Candidate:
-        """Quantise ``reference``, whose layers and values are called as those of ``model``."""
-        places = place(reference, config.keep_float)
-        method = ALIASES.get(config.method, config.method)
-        scales = choose_scales(reference, places, track(pictures, f"observing: {name}"), method)
-        quantised = insert_pairs(reference, places, scales)
+    def candidate(name: str, reference: ir.Model, scales: Scales, refined: ir.Model | None = None) -> Int8Candidate:
+        source = reference if refined is None else refined
+        quantised = insert_pairs(source, place(source, config.keep_float), scales)
         return Int8Candidate(name, reference, quantised, scales, head_snr(model, quantised, judges))
 
-    found = [candidate("round to nearest", model)]
+    def scaled(name: str, reference: ir.Model) -> Int8Candidate:
+        """Quantise ``reference``, whose layers and values are called as those of ``model``."""
+        method = ALIASES.get(config.method, config.method)
+        seen = track(pictures, f"observing: {name}")
+        return candidate(name, reference, choose_scales(reference, placement, seen, method))
+
+    found = [scaled("round to nearest", model)]
+    working = Subset(pictures, frozenset(rest))
     if config.equalise:
-        scaled = copy_model(model)
-        _, peaks = observe(scaled, track(Subset(pictures, frozenset(rest)), "observing channels"))
-        if equalise(scaled, peaks, per_channel=True):
-            found.append(candidate("equalise", scaled))
+        other = copy_model(model)
+        _, peaks = observe(other, track(working, "observing channels"))
+        if equalise(other, peaks, per_channel=True):
+            found.append(scaled("equalise", other))
+    if config.reconstruct or config.correct_bias:
+        last = found[-1]
+        plan = refine_layers(
+            last.reference, _plan(last, placement), working, rebuild=config.reconstruct, correct=config.correct_bias,
+            track=track,
+        )  # fmt: skip
+        name = f"{last.name} + {'reconstruct' if config.reconstruct else 'correct biases'}"
+        found.append(candidate(name, last.reference, last.scales, _with_weights(last.reference, plan)))
     best = max(found, key=lambda c: c.head_snr_db)
     return Int8Result(tuple(found), best, placement)
+
+
+def _plan(candidate: Int8Candidate, placement: Placement) -> Plan:
+    """What the refinements work on: the convolutions' codes and biases, and the activations with pairs."""
+    weights = {}
+    for node in candidate.reference.graph:
+        weight, bias = constants(node)
+        if weight is None or str(node.name) not in placement.weighted:
+            continue
+        quant = candidate.scales.weights[str(node.name)]
+        real_bias = np.zeros(len(weight)) if bias is None else bias.astype(np.float64)
+        weights[str(node.name)] = WeightQuant(quant.quantise(weight).astype(np.int8), quant, real_bias)
+    return Plan({}, weights, candidate.scales.acts)
+
+
+def _with_weights(model: ir.Model, plan: Plan) -> ir.Model:
+    """A copy whose convolutions have the plan's weights and biases."""
+    copy = copy_model(model)
+    for node in copy.graph:
+        weight = plan.weights.get(str(node.name))
+        if weight is None:
+            continue
+        node.resize_inputs(3)
+        parts = {1: weight.quant.dequantise(weight.codes), 2: weight.bias.astype(np.float32)}
+        for index, array in parts.items():
+            node.replace_input_with(index, new_initializer(copy.graph, f"{node.name}.refined.{index}", array))
+    drop_unused(copy)
+    return copy

@@ -53,7 +53,11 @@ class Limits:
 
 
 def reconstruct(
-    weights: npt.NDArray[np.float32], planned: WeightQuant, fitted: Moments, judging: Moments | None, limits: Limits
+    weights: npt.NDArray[np.float32],
+    planned: WeightQuant,
+    fitted: Moments,
+    judging: Moments | None,
+    limits: Limits | None,
 ) -> WeightQuant:
     """Codes, exponents and bias of one layer.
 
@@ -62,7 +66,7 @@ def reconstruct(
         planned: their quantisation in the plan; its type is kept.
         fitted: moments of most pictures.
         judging: of the others, to choose the ridge by; None: there are none.
-        limits: of exponents and codes.
+        limits: of exponents and codes; None: scales are any numbers, and stay those of the plan.
     """
     groups, per_group = fitted.y.shape
     real = weights.astype(np.float64).reshape(groups, per_group, -1)
@@ -74,8 +78,10 @@ def reconstruct(
             trials = {r: _round(real, planned, fitted, r, limits, TRIED) for r in RIDGES}
             ridge = min(RIDGES, key=lambda r: _error(_real(trials[r]), judging))
     found = _round(real, planned, moments, ridge, limits, (0,) if large else TRIED)
-    frac = np.rint(-np.log2(found.scale)).astype(np.int64).ravel()
-    quant = TensorQuant.pow2(planned.quant.qtype, frac if planned.quant.qtype.axis == 0 else frac[0])
+    quant = planned.quant
+    if limits is not None:
+        frac = np.rint(-np.log2(found.scale)).astype(np.int64).ravel()
+        quant = TensorQuant.pow2(planned.quant.qtype, frac if planned.quant.qtype.axis == 0 else frac[0])
     bias = moments.y - np.einsum("gmk,gk->gm", _real(found), moments.x)
     codes = found.codes.reshape(planned.codes.shape).astype(np.int8)
     return replace(planned, codes=codes, quant=quant, bias=bias.ravel())
@@ -91,18 +97,27 @@ def refit(weights: Float64, moments: Moments, ridge: float) -> tuple[Float64, Fl
 
 
 def _round(
-    real: Float64, planned: WeightQuant, moments: Moments, ridge: float, limits: Limits, tried: tuple[int, ...]
+    real: Float64, planned: WeightQuant, moments: Moments, ridge: float, limits: Limits | None, tried: tuple[int, ...]
 ) -> Rounded:
     qtype, shape = planned.quant.qtype, real.shape[:2]
     target, hessian = refit(real, moments, ridge)
-    problem = Problem(hessian, target, qtype.lo, qtype.hi, limits.total)
-    frac = np.broadcast_to(planned.quant.frac, real.shape[0] * real.shape[1])
-    codes, scale = planned.codes.astype(np.int64).reshape(real.shape), np.ldexp(1.0, -frac).reshape(shape)
-    start = Rounded(codes, scale, problem.cost(codes, scale))
-    joint = qtype.axis is None
+    problem = Problem(hessian, target, qtype.lo, qtype.hi, np.inf if limits is None else limits.total)
+    planned_scale = np.broadcast_to(planned.quant.scale.astype(np.float64), shape[0] * shape[1])
+    codes, scale = planned.codes.astype(np.int64).reshape(real.shape), planned_scale.reshape(shape)
+    start, joint = Rounded(codes, scale, problem.cost(codes, scale)), qtype.axis is None
+    scales = [scale] if limits is None else _scales(planned, limits, shape, tried)
+    return best_rounding(problem, start, scales, joint=joint)
+
+
+def _scales(
+    planned: WeightQuant, limits: Limits, shape: tuple[int, int], tried: tuple[int, ...]
+) -> list[Float64]:  # fmt: skip
+    """(G, M) each: the plan's exponents and those around them, within the limits."""
+    frac = np.broadcast_to(planned.quant.frac, shape[0] * shape[1])
+    joint = planned.quant.qtype.axis is None
     lo, hi = (limits.lo.max(), limits.hi.min()) if joint else (limits.lo, limits.hi)
     fracs = [np.clip(frac + step, np.minimum(lo, frac), np.maximum(hi, frac)) for step in tried]
-    return best_rounding(problem, start, [np.ldexp(1.0, -f).reshape(shape) for f in fracs], joint=joint)
+    return [np.ldexp(1.0, -f).reshape(shape) for f in fracs]
 
 
 def _real(rounded: Rounded) -> Float64:

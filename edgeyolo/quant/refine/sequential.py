@@ -107,7 +107,7 @@ def _feed(state: _State, pictures: Iterable[Pixels]) -> None:
     for batch in _batches(pictures, state.size):
         value = np.concatenate([to_float(pixels, detector) for pixels in batch])
         state.exact.put(source, state.chunks, value)
-        state.quantised.put(source, state.chunks, state.plan.acts[source].fake(value))
+        state.quantised.put(source, state.chunks, _quantised(source, value, state))
         state.chunks += 1
 
 
@@ -124,8 +124,13 @@ def _compute(step: Step, state: _State) -> None:
         for stream in (state.exact, state.quantised):
             outputs = [step.activate(v) for v in run(stream.gather(step.reads, chunk))]
             for name, value in zip(step.writes, outputs, strict=True):
-                quant = state.plan.acts.get(name) if stream is state.quantised else None
-                stream.put(name, chunk, value if quant is None else quant.fake(value))
+                stream.put(name, chunk, value if stream is state.exact else _quantised(name, value, state))
+
+
+def _quantised(name: str, value: Float32, state: _State) -> Float32:
+    """``value`` as its readers get it; a value without a quantisation stays as it is."""
+    quant = state.plan.acts.get(name)
+    return value if quant is None else quant.fake(value)
 
 
 def _refine(step: Step, state: _State, index: int, cache: SavedLayers) -> None:
@@ -151,11 +156,10 @@ def _refine(step: Step, state: _State, index: int, cache: SavedLayers) -> None:
             weight = replace(weight, bias=correct_bias(step, np.concatenate(samples, axis=1), wanted, weight.bias))
         cache.store(index, weight)
     state.plan = replace(state.plan, weights={**state.plan.weights, name: weight})
-    codes, frac = state.plan.bias_codes(step.node)
-    bias = np.ldexp(codes.astype(np.float64), -frac).astype(np.float32)[None, :, None, None]
+    bias = state.plan.real_bias(step.node)[None, :, None, None]
     for chunk in range(state.chunks):
         value = step.activate(state.quantised.get(output, chunk) + bias)
-        state.quantised.put(output, chunk, state.plan.acts[output].fake(value))
+        state.quantised.put(output, chunk, _quantised(output, value, state))
 
 
 def _look(
@@ -195,7 +199,10 @@ def _other_addend(step: Step, state: _State) -> str | None:
     return others[0] if known else None
 
 
-def _limits(step: Step, state: _State) -> Limits:
+def _limits(step: Step, state: _State) -> Limits | None:
+    """What the integer program allows; float scales have no limits."""
+    if state.plan.weights[str(step.node.name)].quant.qtype.scale != "pow2":
+        return None
     lo, hi = exponent_limits(step.node, state.plan)
     bits = state.plan.input_of(step.node).qtype.bits
     # Up to 8 bits the board's accumulator decides (see profile.py); beyond, sums must stay exact in float32.
