@@ -100,6 +100,7 @@ def to_tensorrt(model: Path, output: Path, options: dict[str, Any], log: Log) ->
     from edgeyolo.export.prepare import PARITY_PICTURES, Stages, prepare
     from edgeyolo.export.tensorrt import TensorRTRequest, export_tensorrt
     from edgeyolo.output import check_free
+    from edgeyolo.passes.graph import fix_batch
 
     request = TensorRTRequest.of(output, options)
     check_free(output, force=request.force)
@@ -107,6 +108,8 @@ def to_tensorrt(model: Path, output: Path, options: dict[str, Any], log: Log) ->
         hint = "add --calib FOLDER, or --precision fp16"
         raise InputError("int8 needs calibration pictures", hint=hint)
     source, pictures, labels = _inputs(model, options, log)
+    if not options["dynamic_batch"]:
+        fix_batch(source.model)
     stages = Stages(options["save_stages"])
     few = list(pictures.spread(PARITY_PICTURES)) if options["calib"] else []
     ready, parities = prepare(source.model, few, stages, log, simplified=options["simplify"])

@@ -6,7 +6,6 @@ kernels it chose, nor what they compute: an engine cannot be opened without its 
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -43,6 +42,11 @@ class Acceptance:
         return asdict(self)
 
 
+def installed() -> bool:
+    """Whether TensorRT-RTX is there."""
+    return any(importlib.util.find_spec(name) for name in tensorrt_api.RTX)
+
+
 def accept(model: ir.Model, targets: Sequence[str] = (), max_batch: int | None = None) -> Acceptance:
     """Let TensorRT-RTX parse and build ``model``.
 
@@ -51,7 +55,7 @@ def accept(model: ir.Model, targets: Sequence[str] = (), max_batch: int | None =
         targets: its names of architectures; the first is built for.
         max_batch: of a graph whose batch is symbolic.
     """
-    if not any(importlib.util.find_spec(name) for name in tensorrt_api.RTX):
+    if not installed():
         return Acceptance("skipped", f"TensorRT-RTX is not installed: pip install {PACKAGES}")
     target = targets[0] if targets else DEFAULT_SM
     graph, left_out = without_nms(model)

@@ -34,10 +34,10 @@ from edgeyolo.output import check_free, new_folder
 from edgeyolo.passes.decode import add_decode
 from edgeyolo.passes.graph import read_detector
 from edgeyolo.passes.nms import add_nms
+from edgeyolo.passes.opset import with_opset
 from edgeyolo.progress import Log
 from edgeyolo.quant.calibrate import copy_model, run_pictures
 from edgeyolo.quant.compare import LayerReport, compare_layers
-from edgeyolo.quant.insert_qdq import raise_opset
 
 REFINEMENTS = ("equalise", "correct_bias", "reconstruct")
 CONSTRAINTS = (8, 4)
@@ -246,23 +246,8 @@ def _finished(raw: ir.Model, request: TensorRTRequest) -> ir.Model:
         add_nms(final, request.iou, request.conf)
     for index, node in enumerate(final.graph):
         node.name = node.name or f"decode.{index}"
-    return lower_opset(final, request.board.max_opset)
-
-
-def lower_opset(model: ir.Model, newest: int) -> ir.Model:
-    """``model`` with the operators of opset ``newest`` if it has newer ones.
-
-    Raises UnsupportedError if it says something that they cannot.
-    """
-    opset = model.graph.opset_imports[""]
-    if opset <= newest:
-        return model
-    try:
-        return raise_opset(model, newest)
-    except Exception as error:  # the converter raises many private types
-        raise UnsupportedError(
-            "the board's TensorRT is too old for this model", got=str(error)[:300], allowed=f"opset {newest}"
-        ) from error
+    newest = request.board.max_opset
+    return with_opset(final, newest) if final.graph.opset_imports[""] > newest else final
 
 
 def _behind(raw: ir.Model, final: ir.Model) -> list[str]:

@@ -61,6 +61,15 @@ def load_source(
         if weights is not None or imgsz is not None:
             raise InputError("an ONNX file has its weights and input size inside", got="--weights or --imgsz")
         model, _ = load_onnx(path, read_names(names) if names else ())
+        if (
+            dynamic_batch
+            and model.graph.inputs[0].shape is not None
+            and isinstance(model.graph.inputs[0].shape[0], int)
+        ):
+            raise InputError(
+                "the ONNX file has a fixed batch", where=path, got=list(model.graph.inputs[0].shape),
+                hint="leave --dynamic-batch out, or export the file with a symbolic batch",
+            )  # fmt: skip
         return Source(model, path.name, _hash(path))
     raise InputError("unknown kind of model", where=path, got=suffix or "no suffix", allowed=KINDS)
 

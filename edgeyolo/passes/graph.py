@@ -63,3 +63,10 @@ def write_detector(model: ir.Model, detector: Detector) -> None:
 def drop_unused(model: ir.Model) -> None:
     """Remove nodes and initializers that nothing reads."""
     common_passes.RemoveUnusedNodesPass()(model)
+
+
+def fix_batch(model: ir.Model) -> None:
+    """Make the batch of all inputs and outputs 1 where it is symbolic, in place."""
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int):
+            value.shape = ir.Shape([1, *list(value.shape)[1:]])

@@ -15,6 +15,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from edgeyolo.passes.graph import new_initializer
+from edgeyolo.passes.opset import with_opset
 from edgeyolo.qtype import QType, TensorQuant
 from edgeyolo.quant.calibrate import copy_model
 from edgeyolo.quant.plan import Plan
@@ -28,7 +29,7 @@ INT16_OPSET = 21
 def insert_qdq(model: ir.Model, plan: Plan) -> ir.Model:
     """Return a quantised copy of the float ``model``."""
     if any(quant.qtype.bits > 8 for quant in plan.acts.values()):
-        model = raise_opset(model, INT16_OPSET)
+        model = with_opset(model, INT16_OPSET)
     copy = copy_model(model)
     values = {str(v.name): v for v in [copy.graph.inputs[0], *(v for n in copy.graph for v in n.outputs)]}
     for node in [n for n in copy.graph if str(n.name) in plan.weights and n.op_type == "Conv"]:
@@ -38,16 +39,6 @@ def insert_qdq(model: ir.Model, plan: Plan) -> ir.Model:
     common_passes.RemoveUnusedNodesPass()(copy)
     common_passes.TopologicalSortPass()(copy)
     return copy
-
-
-def raise_opset(model: ir.Model, opset: int) -> ir.Model:
-    """A copy of ``model`` that says the same with the operators of ``opset``."""
-    import onnx.version_converter
-
-    metadata = dict(model.metadata_props)
-    raised = ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model), opset))
-    raised.metadata_props.update(metadata)
-    return raised
 
 
 def _scalars(graph: ir.Graph, name: str, quant: TensorQuant, dtype: np.dtype[np.generic]) -> list[ir.Value]:

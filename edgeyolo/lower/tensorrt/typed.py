@@ -12,8 +12,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeyolo.passes.graph import constant, drop_unused, new_initializer
+from edgeyolo.passes.opset import with_opset
 from edgeyolo.quant.calibrate import copy_model
-from edgeyolo.quant.insert_qdq import raise_opset
 
 OPSET = 19
 """The first whose QuantizeLinear takes float16."""
@@ -60,7 +60,7 @@ def to_typed(model: ir.Model, unsafe: Collection[str]) -> ir.Model:
         model: float32 graph, quantised or not, of opset 13 to 19; all floats in it are float32.
         unsafe: names of nodes that stay float32.
     """
-    typed = _Typed(raise_opset(model, OPSET) if model.graph.opset_imports[""] < OPSET else copy_model(model))
+    typed = _Typed(with_opset(model, OPSET) if model.graph.opset_imports[""] < OPSET else copy_model(model))
     for node in list(typed.model.graph):
         typed.convert(node, ir.DataType.FLOAT if node.name in unsafe else ir.DataType.FLOAT16)
     typed.finish()
