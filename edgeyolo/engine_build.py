@@ -6,6 +6,7 @@ import fnmatch
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from edgeyolo.export.acceptance import without_nms
 from edgeyolo.export.device_files import TYPED
 from edgeyolo.output import check_free_file, write_file
 from edgeyolo.progress import Log
-from edgeyolo.runners.tensorrt import ENGINES, SUFFIX, as_input_error
+from edgeyolo.runners.tensorrt import ENGINES, SUFFIX, as_input_error, open_engine
 from edgeyolo.targets.jetson import tensorrt_api
 
 
@@ -33,7 +34,7 @@ class Built:
 def build_bundle(
     path: Path, log: Log, *, targets: Sequence[str] = (), mark: Sequence[str] = (), force: bool = False
 ) -> Built:
-    """Build and write ``BUNDLE/engines/NAME.engine`` and the note NAME.json.
+    """Build and write ``BUNDLE/engines/NAME.engine``, the note NAME.json and, on its GPU, NAME.layers.json.
 
     Args:
         path: a bundle of the TensorRT target.
@@ -76,6 +77,10 @@ def build_bundle(
     }
     write_file(engine, plan, force=force)
     write_file(engine.with_suffix(".json"), (json.dumps(note, indent=1, sort_keys=True) + "\n").encode(), force=True)
+    layers = engine.with_suffix(".layers.json")
+    layers.unlink(missing_ok=True)
+    with suppress(InputError), open_engine(engine) as opened:  # where there is no GPU for it, nothing can be said
+        write_file(layers, opened.inspect().encode(), force=True)
     return Built(engine, len(plan), note)
 
 

@@ -8,13 +8,16 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from graphs import build
+from onnx import defs
 from tensorrt_graphs import ARRAYS, BODIES, PICTURES, graph, quantised, with_pair
 from tiny_models import edgeyolo, refusal
 
+from edgeyolo.errors import UnsupportedError
 from edgeyolo.export.acceptance import accept
 from edgeyolo.lower.tensorrt.calibrate import choose_scales
 from edgeyolo.lower.tensorrt.insert import Scales, insert_pairs
 from edgeyolo.lower.tensorrt.lint import SEVERITIES, Finding, lint
+from edgeyolo.lower.tensorrt.operators import UNPARSED, check_operators
 from edgeyolo.lower.tensorrt.pairs import strip_pairs
 from edgeyolo.lower.tensorrt.placement import place
 from edgeyolo.lower.tensorrt.typed import to_typed
@@ -203,6 +206,26 @@ def test_integer_weights_without_quantise_are_pairs_too():
             model.graph.register_initializer(stored)
             node.replace_input_with(0, stored)
     assert lint(model) == []
+
+
+def foreign_operators() -> ir.Model:
+    text = "(float[1,3,8,8] images) => (float[1,3,8,8] head) { c = Det(images) d = Det(c) head = Add(images, d) }"
+    return build(text, scale=1 / 255)
+
+
+def test_operators_that_no_parser_knows_are_listed_together():
+    assert [(f.rule, f.node) for f in lint(foreign_operators())] == [("operator", "c"), ("operator", "d")]
+    with pytest.raises(UnsupportedError, match=r"Det \(c, d\)"):
+        check_operators(foreign_operators())
+    check_operators(quantised(graph("mish")))
+
+
+def test_those_operators_are_what_the_parser_denies():
+    rtx = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed")
+    logger = rtx.Logger(rtx.Logger.ERROR)
+    parser = rtx.OnnxParser(rtx.Builder(logger).create_network(0), logger)
+    names = {schema.name for schema in defs.get_all_schemas_with_history() if schema.domain == ""}
+    assert {name for name in names if not parser.supports_operator(name)} == UNPARSED
 
 
 def test_a_foreign_file_without_names(tmp_path):

@@ -46,7 +46,7 @@ ONLY_FOR = {
         ),
         ("fpga", "tensorrt"),
     ),
-    **dict.fromkeys(("precision", "keep_float", "dla", "max_batch"), ("tensorrt",)),
+    **dict.fromkeys(("precision", "keep_float", "dla", "max_batch", "accept"), ("tensorrt",)),
     **dict.fromkeys(("dynamic_batch", "decode", "nms", "conf", "iou"), ("tensorrt", "onnx")),
 }
 """Options that mean nothing to some targets, with those that they are for."""
@@ -73,6 +73,7 @@ def _options(command: Any) -> Any:
             help="TensorRT: what stays float in int8: first, head, depthwise, name patterns, or none.",
         ),
         click.option("--dla", type=click.IntRange(min=0), help="TensorRT: use this deep learning accelerator."),
+        click.option("--accept/--no-accept", default=True, help="TensorRT: TensorRT-RTX, if installed, must build it."),
         click.option("--layout", help="Weight order: oihw, ohwi, tiled or seed-v1 [default: the board's]."),
         click.option("--format", "formats", default="bin,h", show_default=True, help="Weight files: bin, mem, coe, h."),
         click.option("--golden", default=1, show_default=True, help="Pictures to store with every layer's output."),

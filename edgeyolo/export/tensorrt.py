@@ -27,6 +27,7 @@ from edgeyolo.export.prepare import Parity, Stages
 from edgeyolo.frontend import Source
 from edgeyolo.jetson import PRECISIONS, JetsonBoard, check_precision, load_jetson
 from edgeyolo.lower.tensorrt.dla import Fallback, dla_fallbacks
+from edgeyolo.lower.tensorrt.operators import check_operators
 from edgeyolo.lower.tensorrt.placement import Placement
 from edgeyolo.lower.tensorrt.quantise import Int8Config, Int8Result, quantise_int8
 from edgeyolo.lower.tensorrt.typed import to_typed, unsafe_layers
@@ -58,6 +59,7 @@ class TensorRTRequest:
         decode, nms, conf, iou: boxes, and suppression, inside the graph.
         max_batch: with a symbolic batch the largest that the engine takes; None: the batch is 1.
         dla: number of the deep learning accelerator to use, or None.
+        accept: let TensorRT-RTX build the graph, where it is installed, and refuse what it refuses.
         golden: pictures to store with what ONNX Runtime computes for them.
         max_drop: largest loss that is not an error: of AP with labels, of agreement without.
     """
@@ -72,6 +74,7 @@ class TensorRTRequest:
     iou: float = 0.45
     max_batch: int | None = None
     dla: int | None = None
+    accept: bool = True
     golden: int = 1
     max_drop: float | None = None
     force: bool = False
@@ -92,7 +95,8 @@ class TensorRTRequest:
         return cls(
             output, board, precision, Int8Config(options["method"], keep, *(bool(options[key]) for key in REFINEMENTS)),
             options["decode"], options["nms"], options["conf"], options["iou"],
-            options["max_batch"] if options["dynamic_batch"] else None, options["dla"], options["golden"], drop,
+            options["max_batch"] if options["dynamic_batch"] else None, options["dla"], options["accept"],
+            options["golden"], drop,
             options["force"],
         )  # fmt: skip
 
@@ -141,6 +145,7 @@ def export_tensorrt(
     """
     check_free(request.output, force=request.force)
     check_raw(model)
+    check_operators(model)
     fallbacks = _dla(model, request, log)
     quant = _quantise(model, pictures, request, log)
     raw = model if quant is None else quant.best.model
@@ -159,7 +164,7 @@ def export_tensorrt(
         details += [ledger.text, f"head SNR {ledger.snr_db:.1f} dB"]
     _check_constraints(request, float32)
     with log.stage("accept") as details:
-        accepted = accept(typed, request.board.rtx_sm, request.max_batch)
+        accepted = _accept(typed, request)
         details.append(accepted.text)
     record = {"parity": [asdict(p) for p in parities], **ledger.to_json()}
     facts = _facts(source, request, quant, unsafe, record)
@@ -204,6 +209,17 @@ def _check_constraints(request: TensorRTRequest, float32: list[str]) -> None:
             got=", ".join(float32[:8]),
             hint="export raw heads (without --decode and --nms), or use --precision fp32",
         )
+
+
+def _accept(typed: ir.Model, request: TensorRTRequest) -> Acceptance:
+    """TensorRT-RTX's answer; what it refuses is not written unless the user leaves the question out."""
+    if not request.accept:
+        return Acceptance("skipped", "--no-accept")
+    answer = accept(typed, request.board.rtx_sm, request.max_batch)
+    if answer.status == "refused":
+        hint = "edgeyolo lint explains pairs; --no-accept writes the bundle all the same"
+        raise UnsupportedError("TensorRT-RTX refuses this model", got=answer.text, hint=hint)
+    return answer
 
 
 def _dla(model: ir.Model, request: TensorRTRequest, log: Log) -> tuple[Fallback, ...]:

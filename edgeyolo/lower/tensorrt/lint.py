@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from edgeyolo.lower.tensorrt.operators import unparsed
 from edgeyolo.lower.tensorrt.pairs import Pair, Stripped, strip_pairs
 from edgeyolo.lower.tensorrt.placement import Placement, place
 from edgeyolo.lower.tensorrt.rules import (
@@ -60,16 +61,20 @@ class Finding:
 
 
 def lint(model: ir.Model) -> list[Finding]:
-    """All findings about ``model``, the worst first, each rule's together. A graph without pairs has none."""
+    """All findings about ``model``, the worst first, each rule's together."""
     stripped = strip_pairs(model)
+    operators = [
+        Finding("refused", "operator", name, f"{name} is a {op}, which TensorRT does not parse", "replace it")
+        for name, op in unparsed(model).items()
+    ]
     if not (stripped.edges or stripped.outputs):
-        return []
+        return operators
     nodes = list(stripped.model.graph)
     if len({node.name for node in nodes}) < len(nodes) or not all(node.name for node in nodes):
         LayerNames()(stripped.model)
     order = list(SEVERITIES)
     pairs = {pair.name: pair for pair in [*stripped.edges.values(), *stripped.outputs.values()]}
-    findings = [found for pair in pairs.values() for found in _refused_pair(pair)]
+    findings = operators + [found for pair in pairs.values() for found in _refused_pair(pair)]
     findings += _edges(stripped, nodes)
     rules = list(dict.fromkeys(finding.rule for finding in findings))
     return sorted(findings, key=lambda finding: (order.index(finding.severity), rules.index(finding.rule)))
