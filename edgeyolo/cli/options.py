@@ -29,7 +29,9 @@ QUANT_OPTIONS = (
     click.option("--head-bits", type=int, help="Bits of the network's results, 4 to 16 [default: the board's widest]."),
     click.option("--keep", multiple=True, metavar="LAYERS=BITS[/ACT]", help="Other bits for some layers."),
     click.option("--granularity", help="per-channel or per-tensor weight exponents [default: the board's]."),
-    click.option("--method", default="mse", show_default=True, help="mse, minmax, percentile, nearest or kl."),
+    click.option(
+        "--method", default="mse", show_default=True, help="mse, minmax, percentile, kl (entropy); fpga: nearest."
+    ),
     click.option("--equalise/--no-equalise", default=True, help="Cross-layer equalisation, kept where it helps."),
     click.option("--align/--no-align", default=True, help="Channels aligned with powers of two, kept where it helps."),
     click.option("--correct-bias/--no-correct-bias", default=True, help="Bias correction, kept where it helps."),

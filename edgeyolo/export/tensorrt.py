@@ -83,7 +83,8 @@ class TensorRTRequest:
     def of(cls, output: Path, options: Mapping[str, Any]) -> TensorRTRequest:
         """Read the command line's options; what the board cannot do is refused before any work."""
         board = load_jetson(options["board"])
-        precision = options["precision"] or next(p for p in PRECISIONS if p in board.precisions)
+        fastest = next(p for p in PRECISIONS if p in board.precisions and (p != "int8" or options["dla"] is None))
+        precision = options["precision"] or fastest
         check_precision(board, precision)
         _check_dla(board, options["dla"], precision, dynamic=options["dynamic_batch"])
         keep = tuple(part.strip() for part in options["keep_float"].split(",") if part.strip() not in ("", "none"))
@@ -157,15 +158,15 @@ def export_tensorrt(
         details.extend(f"{name} stays float32: {reason}" for name, reason in list(unsafe.items())[:3])
     stages.save("50-quantised", final)
     stages.save("60-typed", typed)
+    _check_constraints(request, float32)
+    with log.stage("accept") as details:
+        accepted = _accept(typed, request)
+        details.append(accepted.text)
     with log.stage("ledger") as details:
         layers = _report(quant, pictures)
         raw_typed = to_typed(raw, list(unsafe)) if request.precision != "fp32" else raw
         ledger = _ledger(source, quant, raw_typed, request, pictures, stages, log, labels)
         details += [ledger.text, f"head SNR {ledger.snr_db:.1f} dB"]
-    _check_constraints(request, float32)
-    with log.stage("accept") as details:
-        accepted = _accept(typed, request)
-        details.append(accepted.text)
     record = {"parity": [asdict(p) for p in parities], **ledger.to_json()}
     facts = _facts(source, request, quant, unsafe, record)
     facts["layers"]["typed_float32"] = float32
