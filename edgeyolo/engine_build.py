@@ -5,21 +5,24 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
+import subprocess
+import sys
+import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgeyolo.bundle import MODEL, Bundle
-from edgeyolo.engine_process import build_apart
-from edgeyolo.errors import InputError
+from edgeyolo.engine_process import CACHE, build_apart
+from edgeyolo.errors import BundleError, InputError
 from edgeyolo.export.acceptance import without_nms
 from edgeyolo.export.device_files import TYPED
+from edgeyolo.jetson import PRECISIONS
 from edgeyolo.output import check_free_file, write_file
 from edgeyolo.progress import Log
-from edgeyolo.runners.tensorrt import ENGINES, SUFFIX, as_input_error, open_engine
-from edgeyolo.targets.jetson import tensorrt_api
+from edgeyolo.runners.tensorrt import ENGINES, SUFFIX, as_input_error
+from edgeyolo.targets.jetson import runner, tensorrt_api
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,9 @@ def build_bundle(
     options = bundle.manifest.get("options")
     if bundle.manifest["target"] != "tensorrt" or not isinstance(options, dict):
         raise InputError("this bundle is not for TensorRT", where=path, got=bundle.manifest["target"][:40])
+    if options.get("precision") not in PRECISIONS:
+        got, allowed = repr(options.get("precision"))[:40], ", ".join(PRECISIONS)
+        raise BundleError("the manifest's precision is none", where=path, got=got, allowed=allowed)
     modules = tensorrt_api.RTX if targets else tensorrt_api.TENSORRT + tensorrt_api.RTX
     with as_input_error():
         trt = tensorrt_api.load(modules)
@@ -63,8 +69,10 @@ def build_bundle(
     data = bundle.read(source)
     with log.stage("build") as details:
         wanted = _options(bundle, options, precision, targets, dla)
-        plan = build_apart(_graph(data, mark, rtx=rtx), wanted, (trt.__name__,)).data
-        details.append(f"{trt.__name__} {trt.__version__}, {source}: {len(plan):,} bytes")
+        graph, left_out = _graph(data, mark, bundle.read(MODEL), rtx=rtx)
+        plan = build_apart(graph, wanted, (trt.__name__,))
+        details.append(f"{trt.__name__} {trt.__version__}, {source}: {len(plan.data):,} bytes")
+        details.extend(["without NonMaxSuppression, which TensorRT-RTX does not have"] * left_out)
     note = {
         "builder": "python",
         "compute_capability": [f"{t[2:-1]}.{t[-1]}" for t in targets] or None,
@@ -75,13 +83,23 @@ def build_bundle(
         "rtx": rtx,
         "tensorrt": trt.__version__,
     }
-    write_file(engine, plan, force=force)
+    if plan.timing_cache is not None:
+        write_file(path / ENGINES / CACHE, plan.timing_cache, force=True)
+    write_file(engine, plan.data, force=force)
     write_file(engine.with_suffix(".json"), (json.dumps(note, indent=1, sort_keys=True) + "\n").encode(), force=True)
+    _describe(engine)
+    return Built(engine, len(plan.data), note)
+
+
+def _describe(engine: Path) -> None:
+    """Write what TensorRT says of the engine's layers beside it, where there is a GPU for it here."""
     layers = engine.with_suffix(".layers.json")
     layers.unlink(missing_ok=True)
-    with suppress(InputError), open_engine(engine) as opened:  # where there is no GPU for it, nothing can be said
-        write_file(layers, opened.inspect().encode(), force=True)
-    return Built(engine, len(plan), note)
+    command = [sys.executable, "-m", runner.__name__, "inspect", str(engine.absolute())]
+    with tempfile.TemporaryDirectory() as empty:  # -m looks for modules in the working folder first
+        said = subprocess.run(command, cwd=empty, capture_output=True, check=False)
+    if said.returncode == 0:
+        write_file(layers, said.stdout, force=True)
 
 
 def _options(
@@ -96,33 +114,42 @@ def _options(
         workspace_mib=workspace if isinstance(workspace, int) and not targets else None,
         dla=dla,
         targets=tuple(targets),
-        timing_cache=None if targets else bundle.path / ENGINES / "timing.cache",
+        timing_cache=None if targets else bundle.path / ENGINES / CACHE,
         float_layers=tuple(map(str, float32)) if isinstance(float32, list) else (),
     )
 
 
-def _graph(data: bytes, mark: Sequence[str], *, rtx: bool) -> bytes:
-    """The graph as it is, or with the values of the layers that ``mark`` names among its outputs."""
+def _graph(data: bytes, mark: Sequence[str], original: bytes, *, rtx: bool) -> tuple[bytes, bool]:
+    """The graph as it is, or with the values of the layers that ``mark`` names among its outputs.
+
+    Only values of the ``original`` float32 graph can be marked: nobody could say what others should be. Also returned:
+    whether suppression was left out.
+    """
     import onnx
     import onnx_ir as ir
 
     from edgeyolo.ort import model_bytes
 
     if not mark and not rtx:
-        return data
-    model, _ = without_nms(ir.from_proto(onnx.load_model_from_string(data)))
-    if not mark:
-        return model_bytes(model)
+        return data, False
+    try:
+        model, left_out = ir.from_proto(onnx.load_model_from_string(data)), False
+    except Exception as error:  # protobuf and the parser raise many private types
+        raise BundleError("the bundle's graph is not valid ONNX", got=str(error)[:200]) from error
+    if rtx:
+        model, left_out = without_nms(model)
+    known = {name for node in onnx.load_model_from_string(original).graph.node for name in node.output}
     values = {
         str(v.name): v
         for node in model.graph
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear", "Cast")
         for v in node.outputs
+        if v.name in known
     }
-    chosen = [v for n, v in values.items() if any(fnmatch.fnmatchcase(n, p) for p in mark)]
-    if not chosen:
+    if unknown := [p for p in mark if not fnmatch.filter(values, p)]:
         allowed = f"a pattern over {', '.join(list(values)[:4])} ..."
-        raise InputError("--mark names no layer of the model", got=", ".join(mark), allowed=allowed)
+        raise InputError("--mark names no layer of the model", got=", ".join(unknown), allowed=allowed)
     present = set(model.graph.outputs)
+    chosen = [v for n, v in values.items() if any(fnmatch.fnmatchcase(n, p) for p in mark)]
     model.graph.outputs.extend(v for v in chosen if v not in present)
-    return model_bytes(model)
+    return model_bytes(model), left_out

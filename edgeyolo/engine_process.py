@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,16 +14,20 @@ from typing import Any
 from edgeyolo.errors import InputError
 from edgeyolo.targets.jetson import tensorrt_api
 
-MODEL, PLAN, ANSWER = "model.onnx", "plan", "answer.json"
+MODEL, PLAN, ANSWER, CACHE = "model.onnx", "plan", "answer.json", "timing.cache"
+REQUEST = "request.json"
+SECONDS = 7200
+"""A Jetson needs minutes for a large network; hours are a hang."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A serialised engine, and the module and version that built it."""
+    """A serialised engine, the module and version that built it, and what was measured, where it is to be kept."""
 
     data: bytes
     module: str
     version: str
+    timing_cache: bytes | None
 
 
 def build_apart(model: bytes, options: tensorrt_api.BuildOptions, modules: tuple[str, ...]) -> Plan:
@@ -33,9 +38,19 @@ def build_apart(model: bytes, options: tensorrt_api.BuildOptions, modules: tuple
     with tempfile.TemporaryDirectory(prefix="edgeyolo-") as name:
         folder = Path(name)
         (folder / MODEL).write_bytes(model)
-        request = {**asdict(options), "timing_cache": options.timing_cache and str(options.timing_cache.absolute())}
-        command = [sys.executable, "-m", __name__, name, json.dumps(request), *modules]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        cache = options.timing_cache
+        if cache is not None and cache.is_file():
+            shutil.copyfile(cache, folder / CACHE)
+        request = {**asdict(options), "timing_cache": cache and CACHE}
+        (folder / REQUEST).write_text(json.dumps({"options": request, "modules": modules}), "utf-8")
+        command = [sys.executable, "-m", __name__, name]
+        # -m puts the working folder in front of all modules, and that may be a stranger's bundle.
+        try:
+            done = subprocess.run(
+                command, cwd=name, capture_output=True, text=True, errors="replace", check=False, timeout=SECONDS
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise InputError("TensorRT does not finish", got=f"{SECONDS} s", hint="build it with build.sh") from error
         if not (folder / ANSWER).is_file():
             reason = f"signal {-done.returncode}" if done.returncode < 0 else done.stderr.strip()[-300:]
             what = "TensorRT crashed on this model"
@@ -43,14 +58,17 @@ def build_apart(model: bytes, options: tensorrt_api.BuildOptions, modules: tuple
         answer = json.loads((folder / ANSWER).read_text("utf-8"))
         if "error" in answer:
             raise InputError(**answer["error"])
-        return Plan((folder / PLAN).read_bytes(), answer["module"], answer["version"])
+        measured = (folder / CACHE).read_bytes() if (folder / CACHE).is_file() else None
+        return Plan((folder / PLAN).read_bytes(), answer["module"], answer["version"], measured)
 
 
-def main(folder: Path, request: dict[str, Any], modules: list[str]) -> None:
-    """The other process: read the model from ``folder``, leave the plan and the answer there."""
+def main(folder: Path) -> None:
+    """The other process: read request and model from ``folder``, leave the plan and the answer there."""
+    asked = json.loads((folder / REQUEST).read_text("utf-8"))
+    request, modules = asked["options"], asked["modules"]
     path = request.pop("timing_cache")
     listed = {key: tuple(value) if isinstance(value, list) else value for key, value in request.items()}
-    options = tensorrt_api.BuildOptions(**listed, timing_cache=path and Path(path))
+    options = tensorrt_api.BuildOptions(**listed, timing_cache=path and folder / path)
     try:
         trt = tensorrt_api.load(modules)
         (folder / PLAN).write_bytes(tensorrt_api.build_engine((folder / MODEL).read_bytes(), options, trt))
@@ -59,8 +77,10 @@ def main(folder: Path, request: dict[str, Any], modules: list[str]) -> None:
         keys = ("what", "where", "got", "allowed", "hint")
         values = {key: getattr(error, key) for key in keys}
         answer = {"error": {key: value if value is None else str(value) for key, value in values.items()}}
+    except (TypeError, ValueError, OverflowError) as error:  # numbers from a manifest that the bindings cannot take
+        answer = {"error": {"what": "TensorRT cannot take these options", "got": str(error)[:300]}}
     (folder / ANSWER).write_text(json.dumps(answer), "utf-8")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3:])
+    main(Path(sys.argv[1]))

@@ -53,6 +53,7 @@ class JetsonBoard:
 
 _VERSION = re.compile(r"\d{1,2}\.\d{1,2}")
 _RULES: dict[str, Rule] = {
+    "name": re.compile(r"[a-z0-9][a-z0-9._-]{0,63}"),
     "compute_capability": re.compile(r"\d{1,2}\.\d"),
     "precisions": PRECISIONS,
     "dla_cores": range(3),
@@ -94,6 +95,11 @@ def load_jetson(board: str | None = None) -> JetsonBoard:
     Raises InputError for an unknown board (the known ones are listed) and for an unusable file.
     """
     return parse_jetson(*read_profile("jetson", board or DEFAULT_BOARD))
+
+
+def default_precision(board: JetsonBoard, dla: int | None = None) -> str:
+    """The fastest that ``board`` accelerates; a DLA runs no Q/DQ."""
+    return next(p for p in PRECISIONS if p in board.precisions and (p != "int8" or dla is None))
 
 
 def check_precision(board: JetsonBoard, precision: str) -> None:

@@ -5,6 +5,7 @@ With optimisations off, float arithmetic on integers is exact while every accumu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ def model_bytes(model: ir.Model) -> bytes:
 
 
 def open_session(
-    model: ir.Model | bytes | Path, *, optimise: bool = True, threads: int = 0
+    model: ir.Model | bytes | Path, *, optimise: bool = True, threads: int = 0, spinning: bool = True
 ) -> onnxruntime.InferenceSession:
     """Open a CPU session.
 
@@ -37,6 +38,7 @@ def open_session(
         model: a graph, its serialised bytes, or a file.
         optimise: ORT's graph optimisations; off gives the exact oracle.
         threads: intra-op threads, 0 for all cores.
+        spinning: threads without work wait at full load, which is quicker where nothing else runs.
 
     Raises:
         InputError: onnxruntime is not installed, or it cannot load the model.
@@ -48,6 +50,7 @@ def open_session(
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what fails is raised; nothing needs to be printed as well
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     source: Any = str(model) if isinstance(model, Path) else model if isinstance(model, bytes) else model_bytes(model)
@@ -58,14 +61,16 @@ def open_session(
         raise InputError("ONNX Runtime cannot load the model", where=where, got=str(error)[:500]) from error
 
 
-def run(session: onnxruntime.InferenceSession, feeds: Arrays | npt.NDArray[Any]) -> Arrays:
-    """Run once; ``feeds`` may be the single input's array. Returns every output by name.
+def run(
+    session: onnxruntime.InferenceSession, feeds: Arrays | npt.NDArray[Any], names: Sequence[str] | None = None
+) -> Arrays:
+    """Run once; ``feeds`` may be the single input's array. Returns the outputs called ``names``, or all of them.
 
     Raises InputError if the model cannot be executed on these inputs.
     """
     if not isinstance(feeds, dict):
         feeds = {session.get_inputs()[0].name: feeds}
-    names = [output.name for output in session.get_outputs()]
+    names = [output.name for output in session.get_outputs()] if names is None else list(names)
     try:
         results = session.run(names, feeds)
     except Exception as error:  # ORT raises many private types

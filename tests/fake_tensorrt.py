@@ -94,10 +94,15 @@ class Network:
 class Layer:
     num_outputs = 1
 
-    def __init__(self, node):
-        self._node, self.name = node, node.name
+    def __init__(self, node, types):
+        self._node, self.name, self._types = node, node.name, types
+
+    def get_output(self, index):
+        integers = self._node.op_type == "NonMaxSuppression"
+        return Plain(dtype=self._types.INT32 if integers else self._types.FLOAT)
 
     def set_output_type(self, index, kind):
+        assert self.get_output(index).dtype is kind, "an integer cannot become real"
         self._kind = kind
 
 
@@ -122,7 +127,7 @@ class Parser:
             return False
         make = self._trt._make
         self._network._model = data
-        self._network._layers = [make("ILayer", node) for node in model.graph.node]
+        self._network._layers = [make("ILayer", node, self._trt.DataType) for node in model.graph.node]
         for value in model.graph.input:
             shape = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in value.type.tensor_type.shape.dim)
             self._network._inputs.append(Plain(name=value.name, shape=shape))

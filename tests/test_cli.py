@@ -84,7 +84,7 @@ def test_a_mistake_of_ours_is_not_dressed_up_as_the_users(monkeypatch: pytest.Mo
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("edgeyolo.verify.verify", broken)
+    monkeypatch.setattr("edgeyolo.bundle.read_target", broken)
     assert isinstance(edgeyolo("verify", tmp_path).exception, ZeroDivisionError)
 
 

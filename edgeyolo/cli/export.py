@@ -111,7 +111,11 @@ def run_export(model: Path | None, options: dict[str, Any], polish: Polish | Non
     from edgeyolo.progress import Log
 
     log = Log(quiet=options["as_json"])
-    _refuse_idle_options(options["target"], data=model is None or options["data"] is not None)
+    _refuse_idle_options(
+        options["target"],
+        data=model is None or options["data"] is not None,
+        calib=model is None or options["calib"] is not None,
+    )
     command = export_command(model)
     if model is None:
         hint = "edgeyolo export MODEL ..., or neither for the embedded default"
@@ -131,7 +135,7 @@ def run_export(model: Path | None, options: dict[str, Any], polish: Polish | Non
         to_fpga(model, output, options, log, command, polish)
 
 
-def _refuse_idle_options(target: str, *, data: bool) -> None:
+def _refuse_idle_options(target: str, *, data: bool, calib: bool) -> None:
     """An option that was given and would do nothing is a mistake, not a detail."""
     from edgeyolo.errors import InputError
 
@@ -145,6 +149,12 @@ def _refuse_idle_options(target: str, *, data: bool) -> None:
     if not data:
         reasons.append(("without --data", {"data_limit"}))
     precision = context.params.get("precision")
+    if target == "tensorrt" and precision is None:
+        from edgeyolo.jetson import default_precision, load_jetson
+
+        precision = default_precision(load_jetson(context.params["board"]), context.params["dla"])
+    if not calib:
+        reasons.append(("without --calib", {"calib_limit"}))
     if precision in ("fp16", "fp32"):
         reasons.append(
             (f"with --precision {precision}", {"keep_float", "method", "equalise", "correct_bias", "reconstruct"})

@@ -71,7 +71,6 @@ def _print(findings: list[Finding], has_pairs: bool, show_all: bool) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
     if not has_pairs:
         console.print("No Q/DQ pairs: TensorRT 11 runs this graph in the types it has; no layer will be int8.")
-        return
     if findings:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         for column in ("", "rule", "what", "do"):

@@ -22,7 +22,7 @@ from edgeyolo.targets.jetson import tensorrt_api
 
 DEFAULT_SM = "SM86"
 """What is built for where the board has no architecture that TensorRT-RTX knows: the nearest to Orin's SM87."""
-PACKAGES = "tensorrt-rtx-cu13-libs and tensorrt-rtx-cu13-bindings"
+PACKAGES = "tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings"
 
 
 @dataclass(frozen=True)

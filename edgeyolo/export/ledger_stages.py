@@ -85,7 +85,7 @@ def onnx_heads(model: ir.Model, *, optimise: bool) -> Execute:
     session, detector = open_session(model, optimise=optimise), read_detector(model)
 
     def execute(pixels: Pixels) -> Heads:
-        values = run(session, to_float(pixels, detector))
+        values = run(session, to_float(pixels, detector), [head.output for head in detector.heads])
         return [values[head.output] for head in detector.heads]
 
     return execute

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,28 +22,33 @@ from edgeyolo.export.device_files import device_files, golden_files
 from edgeyolo.export.fpga import AGREEMENT_PICTURES, REPORT_PICTURES, check_raw
 from edgeyolo.export.labels import LabelledSet
 from edgeyolo.export.ledger import Ledger, measure
-from edgeyolo.export.ledger_stages import Stage, float_stages, onnx_heads
+from edgeyolo.export.ledger_stages import Execute, Stage, float_stages, onnx_heads
 from edgeyolo.export.pictures import PictureSet
 from edgeyolo.export.prepare import Parity, Stages
 from edgeyolo.frontend import Source
-from edgeyolo.jetson import PRECISIONS, JetsonBoard, check_precision, load_jetson
+from edgeyolo.jetson import JetsonBoard, check_precision, default_precision, load_jetson
 from edgeyolo.lower.tensorrt.dla import Fallback, dla_fallbacks
+from edgeyolo.lower.tensorrt.execute import TypedGraph
 from edgeyolo.lower.tensorrt.operators import check_operators
 from edgeyolo.lower.tensorrt.placement import Placement
 from edgeyolo.lower.tensorrt.quantise import Int8Config, Int8Result, quantise_int8
-from edgeyolo.lower.tensorrt.typed import to_typed, unsafe_layers
+from edgeyolo.lower.tensorrt.typed import behind_heads, to_typed, unsafe_layers
 from edgeyolo.output import check_free, new_folder
 from edgeyolo.passes.decode import add_decode
-from edgeyolo.passes.graph import read_detector
+from edgeyolo.passes.graph import read_detector, with_types
 from edgeyolo.passes.nms import add_nms
-from edgeyolo.passes.opset import with_opset
+from edgeyolo.passes.opset import OLDEST, with_opset
 from edgeyolo.progress import Log
-from edgeyolo.quant.calibrate import copy_model, run_pictures
+from edgeyolo.quant.calibrate import copy_model, run_pictures, to_float
 from edgeyolo.quant.compare import LayerReport, compare_layers
 
 REFINEMENTS = ("equalise", "correct_bias", "reconstruct")
 CONSTRAINTS = (8, 4)
 """The first TensorRT with precision constraints for single layers."""
+UNSAFE_NAME = re.compile(r"[^A-Za-z0-9_./:+@-]")
+"""What build.sh refuses in the name of a layer."""
+INPUT_NAME = re.compile(r"[A-Za-z0-9_./+@-]+")
+"""What it takes as the name of the input."""
 SHIPPED = {"int8": "int8, else float16", "fp16": "float16", "fp32": "float32"}
 """The ledger's last row: what TensorRT builds from."""
 
@@ -79,12 +85,16 @@ class TensorRTRequest:
     max_drop: float | None = None
     force: bool = False
 
+    @property
+    def decode_asked(self) -> bool:
+        """Whether boxes are decoded inside the graph."""
+        return self.decode or self.nms
+
     @classmethod
     def of(cls, output: Path, options: Mapping[str, Any]) -> TensorRTRequest:
         """Read the command line's options; what the board cannot do is refused before any work."""
         board = load_jetson(options["board"])
-        fastest = next(p for p in PRECISIONS if p in board.precisions and (p != "int8" or options["dla"] is None))
-        precision = options["precision"] or fastest
+        precision = options["precision"] or default_precision(board, options["dla"])
         check_precision(board, precision)
         _check_dla(board, options["dla"], precision, dynamic=options["dynamic_batch"])
         keep = tuple(part.strip() for part in options["keep_float"].split(",") if part.strip() not in ("", "none"))
@@ -147,13 +157,19 @@ def export_tensorrt(
     check_free(request.output, force=request.force)
     check_raw(model)
     check_operators(model)
+    _check_input(model)
+    if model.graph.opset_imports[""] < OLDEST:
+        model = with_opset(model, OLDEST)
+    model = with_types(model)
+    for node in model.graph:  # build.sh names layers on a command line
+        node.name = UNSAFE_NAME.sub("_", str(node.name))
     fallbacks = _dla(model, request, log)
     quant = _quantise(model, pictures, request, log)
     raw = model if quant is None else quant.best.model
     with log.stage("types") as details:
         unsafe = {} if request.precision == "fp32" else unsafe_layers(raw, _peaks(raw, pictures))
         final = _finished(raw, request)
-        float32 = sorted({*unsafe, *_behind(raw, final)})
+        float32 = sorted({*unsafe, *behind_heads(final)})
         typed = to_typed(final, float32) if request.precision != "fp32" else final
         details.extend(f"{name} stays float32: {reason}" for name, reason in list(unsafe.items())[:3])
     stages.save("50-quantised", final)
@@ -203,12 +219,22 @@ def _check_dla(board: JetsonBoard, core: int | None, precision: str, *, dynamic:
 
 def _check_constraints(request: TensorRTRequest, float32: list[str]) -> None:
     """TensorRT before 8.4 cannot be told to keep layers in float32."""
-    oldest = tuple(int(part) for part in request.board.tensorrt[0].split("."))
+    oldest = min(tuple(map(int, version.split("."))) for version in request.board.tensorrt)
     if request.precision == "fp16" and float32 and oldest < CONSTRAINTS:
         raise UnsupportedError(
-            f"TensorRT {request.board.tensorrt[0]} of {request.board.name} cannot keep layers in float32",
+            f"TensorRT {'.'.join(map(str, oldest))} of {request.board.name} cannot keep layers in float32",
             got=", ".join(float32[:8]),
-            hint="export raw heads (without --decode and --nms), or use --precision fp32",
+            hint="use --precision fp32" + ", or raw heads: without --decode and --nms" * request.decode_asked,
+        )
+
+
+def _check_input(model: ir.Model) -> None:
+    """The name of the input stands on trtexec's command line."""
+    name = str(model.graph.inputs[0].name)
+    if not INPUT_NAME.fullmatch(name):
+        allowed = "letters, digits and _ . / + @ -"
+        raise UnsupportedError(
+            "the input's name cannot be given to trtexec", got=name, allowed=allowed, hint="rename it"
         )
 
 
@@ -257,7 +283,7 @@ def _peaks(model: ir.Model, pictures: PictureSet) -> dict[str, float]:
 def _finished(raw: ir.Model, request: TensorRTRequest) -> ir.Model:
     """Decoding and suppression added as asked, in an opset that the board's oldest TensorRT reads."""
     final = copy_model(raw)
-    if request.decode or request.nms:
+    if request.decode_asked:
         add_decode(final, read_detector(final))
     if request.nms:
         add_nms(final, request.iou, request.conf)
@@ -265,12 +291,6 @@ def _finished(raw: ir.Model, request: TensorRTRequest) -> ir.Model:
         node.name = node.name or f"decode.{index}"
     newest = request.board.max_opset
     return with_opset(final, newest) if final.graph.opset_imports[""] > newest else final
-
-
-def _behind(raw: ir.Model, final: ir.Model) -> list[str]:
-    """Names of what decodes and suppresses: box coordinates need float32."""
-    names = {node.name for node in raw.graph}
-    return [str(node.name) for node in final.graph if node.name not in names]
 
 
 def _report(quant: Int8Result | None, pictures: PictureSet) -> tuple[LayerReport, ...]:
@@ -291,10 +311,16 @@ def _ledger(
         execute = partial(onnx_heads, candidate.model, optimise=False)
         kept = quant is not None and candidate is quant.best
         rows.append(Stage(candidate.name, execute, constant_bytes(candidate.model), macs, kept))
-    execute = partial(onnx_heads, typed, optimise=False)
-    rows.append(Stage(SHIPPED[request.precision], execute, constant_bytes(typed), macs))
+    rows.append(Stage(SHIPPED[request.precision], partial(_typed_heads, typed), constant_bytes(typed), macs))
     sample = pictures.spread(AGREEMENT_PICTURES) if labels is None else labels.pictures
     return measure(rows, read_detector(source.model), sample, labels, log)
+
+
+def _typed_heads(model: ir.Model) -> Execute:
+    """Execute a typed graph as a device rounds it."""
+    graph, detector = TypedGraph(model), read_detector(model)
+    names = [head.output for head in detector.heads]
+    return lambda pixels: list(graph(to_float(pixels, detector), names).values())
 
 
 def _facts(

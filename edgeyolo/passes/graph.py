@@ -70,3 +70,10 @@ def fix_batch(model: ir.Model) -> None:
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int):
             value.shape = ir.Shape([1, *list(value.shape)[1:]])
+
+
+def with_types(model: ir.Model) -> ir.Model:
+    """A copy in which every value has its type: not every file records them, and what computes shapes is integer."""
+    import onnx
+
+    return ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(model)))

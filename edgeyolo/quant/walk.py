@@ -41,7 +41,7 @@ class Step:
 
     def open(self, replaced: dict[int, Float32] | None = None) -> Callable[[Arrays], list[Float32]]:
         """``compute`` for several batches; ``replaced`` gives other constants by input index, as {1: weights}."""
-        session = open_session(_standalone(self.node, self._opset, replaced or {}), optimise=False)
+        session = open_session(standalone(self.node, self._opset, replaced or {}), optimise=False)
 
         def compute(values: Arrays) -> list[Float32]:
             feeds = {name: values[name] for name in self.reads}
@@ -94,7 +94,7 @@ def walk(model: ir.Model) -> Iterator[tuple[Step, frozenset[str]]]:
         yield step, frozenset(dead)
 
 
-def _standalone(node: ir.Node, opset: int, replaced: dict[int, Float32]) -> ir.Model:
+def standalone(node: ir.Node, opset: int, replaced: dict[int, Float32]) -> ir.Model:
     """A model of this one node: constants become initializers, the batch is free."""
     inputs: list[ir.Value] = []
     initializers: list[ir.Value] = []
@@ -105,7 +105,7 @@ def _standalone(node: ir.Node, opset: int, replaced: dict[int, Float32]) -> ir.M
             arguments.append(None)
         elif array is None:
             assert value is not None
-            arguments.append(ir.Value(name=value.name, type=ir.TensorType(ir.DataType.FLOAT)))
+            arguments.append(ir.Value(name=value.name, type=ir.TensorType(value.dtype or ir.DataType.FLOAT)))
             if value.name not in [v.name for v in inputs]:
                 inputs.append(arguments[-1])  # type: ignore[arg-type]
             else:
@@ -114,7 +114,7 @@ def _standalone(node: ir.Node, opset: int, replaced: dict[int, Float32]) -> ir.M
             tensor = ir.tensor(array, name=f"constant.{index}")
             arguments.append(ir.Value(name=tensor.name, const_value=tensor))
             initializers.append(arguments[-1])  # type: ignore[arg-type]
-    outputs = [ir.Value(name=v.name, type=ir.TensorType(ir.DataType.FLOAT)) for v in node.outputs]
+    outputs = [ir.Value(name=v.name, type=ir.TensorType(v.dtype or ir.DataType.FLOAT)) for v in node.outputs]
     copy = ir.Node(node.domain, node.op_type, arguments, node.attributes.values(), outputs=outputs, name=node.name)
     graph = ir.Graph(inputs, outputs, nodes=[copy], initializers=initializers, opset_imports={"": opset}, name="step")
     return ir.Model(graph, ir_version=8 if opset <= 18 else 10)

@@ -22,10 +22,11 @@ class OnnxRunner:
     Args:
         optimise: ORT's graph optimisations; off gives the exact oracle.
         threads: intra-op threads, 0 for all cores.
+        spinning: see ``open_session``.
     """
 
-    def __init__(self, *, optimise: bool = True, threads: int = 0) -> None:
-        self.optimise, self.threads = optimise, threads
+    def __init__(self, *, optimise: bool = True, threads: int = 0, spinning: bool = True) -> None:
+        self.optimise, self.threads, self.spinning = optimise, threads, spinning
         self.detector: Detector | None = None
         self._session: Any = None  # onnxruntime has no type stubs
         self._names: list[str] = []
@@ -38,10 +39,10 @@ class OnnxRunner:
         Raises InputError if onnxruntime is missing, the file cannot be loaded, its metadata cannot be read, or its
         outputs are neither the detector's heads nor boxes and scores.
         """
-        session = open_session(path, optimise=self.optimise, threads=self.threads)
+        session = open_session(path, optimise=self.optimise, threads=self.threads, spinning=self.spinning)
         text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         self.detector = None if text is None else Detector.from_json(text)
-        self._names = _output_names([output.name for output in session.get_outputs()], self.detector)
+        self._names = output_names([output.name for output in session.get_outputs()], self.detector)
         self._session, self._feeds, self._outputs = session, {}, []
 
     def set_inputs(self, pixels: npt.NDArray[Any]) -> None:
@@ -76,8 +77,11 @@ class OnnxRunner:
         return self._session
 
 
-def _output_names(present: list[str], detector: Detector | None) -> list[str]:
-    """Choose which outputs to fetch, in which order."""
+def output_names(present: list[str], detector: Detector | None) -> list[str]:
+    """Choose which outputs to fetch, in which order: the detector's heads, or boxes and scores.
+
+    Raises InputError if ``present`` has neither. Without a detector all are fetched as they come.
+    """
     if detector is None:
         return present
     heads = [head.output for head in detector.heads]

@@ -106,7 +106,9 @@ def load(names: Sequence[str] = TENSORRT + RTX) -> Any:
         "TensorRT cannot be imported",
         got="; ".join(failures),
         allowed=SUPPORTED,
-        hint="on a Jetson install python3-libnvinfer (part of JetPack) for this Python; elsewhere pip install tensorrt",
+        hint="pip install tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings"
+        if set(names) <= set(RTX)
+        else "on a Jetson install python3-libnvinfer (part of JetPack) for this Python; elsewhere pip install tensorrt",
     )
 
 
@@ -222,7 +224,8 @@ def _set_types(trt: Any, network: Any, config: Any, options: BuildOptions) -> No
         if layer.name in options.float_layers:
             layer.precision = trt.DataType.FLOAT
             for output in range(layer.num_outputs):
-                layer.set_output_type(output, trt.DataType.FLOAT)
+                if layer.get_output(output).dtype in (trt.DataType.FLOAT, trt.DataType.HALF):  # indices stay integers
+                    layer.set_output_type(output, trt.DataType.FLOAT)
 
 
 def _use_dla(trt: Any, builder: Any, config: Any, core: int) -> None:

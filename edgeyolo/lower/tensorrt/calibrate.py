@@ -23,8 +23,8 @@ from edgeyolo.quant.observers import Histogram, choose_scale
 BITS = 8
 METHODS = ("mse", "minmax", "percentile", "kl")
 """How activation scales are chosen; weights take ``minmax`` where ``kl`` or ``percentile`` is asked for."""
-SMALLEST = float(np.finfo(np.float16).tiny)
-"""Below it float16 loses precision; such a scale is of a tensor that is zero for all that matters."""
+SMALLEST = float(np.finfo(np.float16).smallest_subnormal)
+"""The finest step of float16; a channel of weights below 127 of them is zero for all that matters."""
 
 
 def float16_scale(scale: float) -> np.float32:

@@ -19,6 +19,7 @@ from edgeyolo.lower.tensorrt.placement import Placement, place
 from edgeyolo.lower.tensorrt.rules import (
     ACTIVATIONS,
     GATES,
+    data_inputs,
     fused_branch,
     gated,
     is_residual,
@@ -94,9 +95,12 @@ def _refused_pair(pair: Pair) -> Iterator[Finding]:
         yield Finding(
             "refused", "computed scale", name, f"the scale of {name} is computed at run time", "make it a constant"
         )
-    elif not np.all(np.isfinite(pair.scale)) or np.any(pair.scale <= 0):
-        worst = float(np.min(pair.scale))
+    elif not pair.scale.size or not np.all(np.isfinite(pair.scale)) or np.any(pair.scale <= 0):
+        worst = float(np.min(pair.scale, initial=0))
         yield Finding("refused", "scale", name, f"{name} has a scale of {worst:g}", "scales are positive numbers")
+    if pair.unequal:
+        text = f"{name} and its QuantizeLinear have different scales or zero points: values come back as others"
+        yield Finding("slow", "unequal pair", name, text, "give both the same scale and zero point")
     if pair.per_channel and not pair.weight:
         text = f"{name} has a scale per channel on an activation; int8 kernels read one per tensor"
         yield Finding("slow", "per-channel activation", name, text, "use one scale")
@@ -190,7 +194,7 @@ def _missing(node: ir.Node, index: int, stripped: Stripped) -> Iterator[Finding]
     assert value is not None
     if weight_axis(node) is not None:
         maker = value.producer()
-        if maker is not None and moves(maker) and all((maker, i) in stripped.edges for i in _data(maker)):
+        if maker is not None and moves(maker) and all((maker, i) in stripped.edges for i, _ in data_inputs(maker)):
             return  # the pairs in front of what moves the data come along
         text = f"{name} has int8 weights but reads float data: it runs in float"
         yield Finding("slow", "half quantised", name, text, f"put a pair on {value.name}")
@@ -204,10 +208,6 @@ def _missing(node: ir.Node, index: int, stripped: Stripped) -> Iterator[Finding]
         others = any((use.node, use.idx) in stripped.edges for use in node.outputs[0].uses())
         if not others:
             yield Finding("slow", "missing", name, f"{name} moves float data", f"put a pair on {value.name}")
-
-
-def _data(node: ir.Node) -> list[int]:
-    return [i for i, v in enumerate(node.inputs) if v is not None and constant(v) is None][: len(node.inputs)]
 
 
 def _scales(stripped: Stripped, placement: Placement) -> Iterator[Finding]:

@@ -11,6 +11,8 @@ import onnx_ir as ir
 from edgeyolo.passes.graph import constant, drop_unused
 from edgeyolo.quant.calibrate import copy_model
 
+HALF = 2.0**-10
+"""Scales of a pair may differ by a rounding to float16, where only one of its nodes computes in it."""
 QUANTISE, DEQUANTISE = "QuantizeLinear", "DequantizeLinear"
 
 
@@ -25,6 +27,7 @@ class Pair:
         dtype: of the codes; None where nothing says.
         axis: of the scale, where it is not a scalar.
         weight: whether the data are constant.
+        unequal: whether the two nodes have different scales or zero points.
     """
 
     name: str
@@ -33,6 +36,7 @@ class Pair:
     dtype: ir.DataType | None
     axis: int
     weight: bool
+    unequal: bool = False
 
     @property
     def per_channel(self) -> bool:
@@ -60,6 +64,7 @@ class Stripped:
 def strip_pairs(model: ir.Model) -> Stripped:
     """Take all pairs out of a copy of ``model``."""
     copy = copy_model(model)
+    _bypass_casts(copy)
     stripped = Stripped(copy)
     for node in copy.graph:
         if node.op_type == QUANTISE and node.inputs[0] is not None and constant(node.inputs[0]) is None:
@@ -92,6 +97,28 @@ def _pair(dequantise: ir.Node, quantise: ir.Node | None, *, weight: bool) -> Pai
     dtype = ir.DataType.from_numpy(zero.dtype) if zero is not None else codes.dtype if codes is not None else None
     if dtype is None and quantise is not None:
         dtype = ir.DataType.UINT8  # what QuantizeLinear makes where nothing says otherwise
+    unequal = False
+    if quantise is not None:
+        pairs = [(quantise.inputs[i : i + 1], dequantise.inputs[i : i + 1]) for i in (1, 2)]
+        unequal = any(not _same(*(constant(v[0]) if v else None for v in both)) for both in pairs)
     axis = dequantise.attributes["axis"].as_int() if "axis" in dequantise.attributes else 1
     name = str(dequantise.name or dequantise.outputs[0].name)
-    return Pair(name, constant(dequantise.inputs[1]), zero, dtype, axis, weight)
+    return Pair(name, constant(dequantise.inputs[1]), zero, dtype, axis, weight, unequal)
+
+
+def _same(a: npt.NDArray[np.generic] | None, b: npt.NDArray[np.generic] | None) -> bool:
+    """Whether two constants say the same; the types may differ, and no zero point is zero."""
+    if a is None or b is None:
+        return bool(a is b or not np.any(a if b is None else b))
+    return bool(a.shape == b.shape and np.allclose(a.astype(np.float64), b.astype(np.float64), rtol=HALF, atol=0))
+
+
+def _bypass_casts(model: ir.Model) -> None:
+    """Casts between float types change no place of a pair: read through them, except in front of graph outputs."""
+    floats = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    for node in [n for n in model.graph if n.op_type == "Cast"]:
+        source, value = node.inputs[0], node.outputs[0]
+        if source is None or node.attributes["to"].as_int() not in floats or source.dtype not in (*floats, None):
+            continue
+        for use in list(value.uses()):
+            use.node.replace_input_with(use.idx, source)

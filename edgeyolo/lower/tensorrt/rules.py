@@ -107,8 +107,23 @@ def weighted_branch(value: ir.Value) -> ir.Node | None:
     """
     if len(value.uses()) != 1 or value.is_graph_output():
         return None
-    node = behind_activation(value).producer()
+    before = behind_activation(value)
+    if before is not value and not {use.node for use in before.uses()} <= _between(before, value):
+        return None  # somebody else reads it in front of the activation
+    node = before.producer()
     return node if node is not None and weight_axis(node) is not None else None
+
+
+def _between(before: ir.Value, value: ir.Value) -> set[ir.Node]:
+    """The nodes that make ``value`` of ``before``."""
+    found: set[ir.Node] = set()
+    todo = [value]
+    while todo:
+        node = todo.pop().producer()
+        if node is not None and node not in found:
+            found.add(node)
+            todo += [v for v in node.inputs if v is not None and v is not before]
+    return found
 
 
 def fused_branch(add: ir.Node, order: dict[ir.Node, int]) -> tuple[int, ir.Node] | None:

@@ -11,14 +11,14 @@ from collections.abc import Collection, Mapping
 import numpy as np
 import onnx_ir as ir
 
-from edgeyolo.passes.graph import constant, drop_unused, new_initializer
+from edgeyolo.lower.tensorrt.rules import moves, weight_axis
+from edgeyolo.passes.graph import constant, drop_unused, new_initializer, with_types
 from edgeyolo.passes.opset import with_opset
-from edgeyolo.quant.calibrate import copy_model
 
 OPSET = 19
 """The first whose QuantizeLinear takes float16."""
 UNSAFE = frozenset({
-    *("Exp", "Log", "Pow", "Softplus", "Mish", "CumSum", "ReduceSum", "ReduceSumSquare", "ReduceL2", "ReduceProd"),
+    *("Exp", "Log", "Pow", "Softplus", "CumSum", "ReduceSum", "ReduceSumSquare", "ReduceL2", "ReduceProd"),
     *("LayerNormalization", "InstanceNormalization", "BatchNormalization", "NonMaxSuppression", "Erf"),
 })  # fmt: skip
 """Operations whose inner values leave float16's range, or that lose too much in it."""
@@ -41,7 +41,7 @@ def unsafe_layers(model: ir.Model, peaks: Mapping[str, float]) -> dict[str, str]
     for node in model.graph:
         values = [str(v.name) for v in (*node.inputs, *node.outputs) if v is not None]
         arrays = [a for v in node.inputs if (a := constant(v)) is not None and a.dtype == np.float32 and a.size]
-        if node.op_type in UNSAFE:
+        if node.op_type in UNSAFE and not _is_mish(node):
             found[str(node.name)] = f"{node.op_type} leaves float16's range"
         elif (peak := max((peaks.get(name, 0.0) for name in values), default=0.0)) > LARGEST:
             found[str(node.name)] = f"values up to {peak:.3g}"
@@ -53,6 +53,24 @@ def unsafe_layers(model: ir.Model, peaks: Mapping[str, float]) -> dict[str, str]
     return found
 
 
+def _is_mish(node: ir.Node) -> bool:
+    """Softplus in front of Tanh may overflow: tanh(infinity) is 1, as it should be."""
+    return node.op_type == "Softplus" and all(use.node.op_type == "Tanh" for use in node.outputs[0].uses())
+
+
+def behind_heads(model: ir.Model) -> list[str]:
+    """Names of the nodes behind the last weighted layers, if they compute anything: box coordinates need float32."""
+    needed: set[ir.Node] = set()
+    todo = [node for node in model.graph if weight_axis(node) is not None]
+    while todo:
+        node = todo.pop()
+        if node not in needed:
+            needed.add(node)
+            todo += [n for v in node.inputs if v is not None and (n := v.producer()) is not None]
+    behind = [node for node in model.graph if node not in needed]
+    return [str(node.name) for node in behind] if any(not moves(node) for node in behind) else []
+
+
 def to_typed(model: ir.Model, unsafe: Collection[str]) -> ir.Model:
     """Return a typed copy of ``model`` of opset 19.
 
@@ -60,9 +78,11 @@ def to_typed(model: ir.Model, unsafe: Collection[str]) -> ir.Model:
         model: float32 graph, quantised or not, of opset 13 to 19; all floats in it are float32.
         unsafe: names of nodes that stay float32.
     """
-    typed = _Typed(with_opset(model, OPSET) if model.graph.opset_imports[""] < OPSET else copy_model(model))
+    raised = with_opset(model, OPSET) if model.graph.opset_imports[""] < OPSET else model
+    typed = _Typed(with_types(raised))
+    typed.split_dequantisers(unsafe)
     for node in list(typed.model.graph):
-        typed.convert(node, ir.DataType.FLOAT if node.name in unsafe else ir.DataType.FLOAT16)
+        typed.convert(node, ir.DataType.FLOAT if typed.is_float32(node, unsafe) else ir.DataType.FLOAT16)
     typed.finish()
     drop_unused(typed.model)
     return typed.model
@@ -84,6 +104,29 @@ class _Typed:
         """Values without a recorded type that are no floats."""
         makers = ("QuantizeLinear", "Shape", "NonMaxSuppression", "ArgMax")
         return [v for node in self.model.graph if node.op_type in makers for v in node.outputs]
+
+    def is_float32(self, node: ir.Node, unsafe: Collection[str]) -> bool:
+        """Whether ``node`` computes in float32; a DequantizeLinear does what its readers do."""
+        if node.op_type != "DequantizeLinear":
+            return str(node.name) in unsafe
+        uses = list(node.outputs[0].uses())
+        return bool(uses) and all(str(use.node.name) in unsafe for use in uses)
+
+    def split_dequantisers(self, unsafe: Collection[str]) -> None:
+        """One DequantizeLinear for float16 readers and one for float32 readers, so that no Cast hides a pair."""
+        for node in [n for n in self.model.graph if n.op_type == "DequantizeLinear"]:
+            uses = list(node.outputs[0].uses())
+            wide = [use for use in uses if str(use.node.name) in unsafe]
+            if not wide or len(wide) == len(uses):
+                continue
+            name = f"{node.name}.f32"
+            twin = ir.node("DequantizeLinear", list(node.inputs), dict(node.attributes), name=name)
+            result = twin.outputs[0]
+            result.name, result.type, result.shape = name, node.outputs[0].type, node.outputs[0].shape
+            self.floats.add(result)
+            self.model.graph.insert_after(node, twin)
+            for use in wide:
+                use.node.replace_input_with(use.idx, result)
 
     def convert(self, node: ir.Node, wanted: ir.DataType) -> None:
         """Give ``node`` inputs of type ``wanted``, and note the type of what it makes."""

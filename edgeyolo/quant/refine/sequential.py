@@ -90,6 +90,8 @@ def refine_layers(
         state = _State(model, plan, Stream(paths[0]), Stream(paths[1]), maps, size, per_picture, rebuild, correct)
         _feed(state, pictures)
         steps = list(walk(model))
+        last = max((i for i, (step, _) in enumerate(steps) if str(step.node.name) in plan.weights), default=-1)
+        steps = steps[: last + 1]  # nothing behind the last of them is looked at
         for index, (step, dead) in enumerate(track(steps, "reconstructing" if rebuild else "correcting biases")):
             if str(step.node.name) in plan.weights:
                 _refine(step, state, index, cache)
