@@ -1,7 +1,7 @@
 """From raw heads to detections: decode, non-maximum suppression and the way back to the original picture.
 
-The only copy of these rules in Python; numpy only. Boxes are (x1, y1, x2, y2). Sources: Darknet's ``yolo``,
-``Gaussian_yolo`` and ``region`` layers and its ``diounms_sort`` (AlexeyAB); Zheng et al., Distance-IoU Loss, AAAI 2020.
+The only copy of these rules in Python, with ``edgeyolo/nms.py`` for the suppression; numpy only. Boxes are
+(x1, y1, x2, y2). Sources: Darknet's ``yolo``, ``Gaussian_yolo`` and ``region`` layers (AlexeyAB).
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ import numpy.typing as npt
 
 from edgeyolo.detector import Detector, Head, Preprocess
 from edgeyolo.errors import InputError, UnsupportedError
+from edgeyolo.nms import IOU as IOU  # noqa: PLC0414 - these three are offered here, too
+from edgeyolo.nms import MAX_DET as MAX_DET  # noqa: PLC0414
+from edgeyolo.nms import nms as nms  # noqa: PLC0414
 
 Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.integer[Any]]
 Size = tuple[int, int]
 Decoded = tuple[Floats, Floats, Ints]
 
-CONF, IOU, MAX_DET, TOP_K = 0.25, 0.45, 300, 5
-"""Default thresholds: score, overlap, boxes a picture; classes shown for a classifier."""
+CONF, TOP_K = 0.25, 5
+"""Default score threshold; classes shown for a classifier."""
 
 MAX_LOG_SIZE = 16.0
 """exp() of a raw width or height stops here (8.9 million anchors wide), so that it never overflows."""
@@ -30,10 +33,6 @@ MAX_LOG_SIZE = 16.0
 GATE_MARGIN = 1e-3
 """Slack of the gates in logit space, far above float32's rounding; the exact test on the score follows."""
 
-GREEDY_BETA = 0.6
-"""Darknet's greedynms has this DIoU exponent built in; ``beta_nms`` is read by diounms only."""
-
-NMS_KINDS = ("default", "greedynms", "diounms")
 OBJECTNESS = {"yolo": 4, "region": 4, "gaussian_yolo": 8}
 """Index of the objectness among the entries of one anchor; the classes follow it, the box stands before it."""
 
@@ -227,84 +226,6 @@ def _boxes(t: Floats, head: Head, anchor: Ints, cell: Ints, grid_w: int) -> Floa
     size = 4 * raw[:, 2:] ** 2 if head.new_coords else np.exp(np.minimum(raw[:, 2:], MAX_LOG_SIZE))
     half = 0.5 * size * np.array(head.anchors)[anchor]
     return np.concatenate([centre - half, centre + half], axis=1)
-
-
-def nms(
-    boxes: Floats,
-    scores: Floats,
-    classes: Ints,
-    iou: float = IOU,
-    kind: str = "default",
-    beta: float = GREEDY_BETA,
-    max_det: int = MAX_DET,
-) -> Ints:
-    """Class-aware greedy non-maximum suppression: the indices of the boxes that stay, best first.
-
-    A box falls when its overlap with a better box of its class that stayed exceeds ``iou``. The overlap is IoU for
-    ``default``, IoU - (d / c)**0.6 for ``greedynms`` and IoU - (d / c)**beta for ``diounms``, where d is the squared
-    distance of the centres and c that of the enclosing box's corners; so these two do as Darknet does only on
-    coordinates relative to the picture.
-
-    The result is that of the plain quadratic algorithm, to the last bit, at O(n log n + max_det * n / classes): every
-    class is one contiguous run of sorted boxes, only a box that stays is compared, only with the rest of its run, and
-    the walk ends at ``max_det``.
-
-    Args:
-        boxes: (n, 4) corners.
-        scores: (n,). Equal scores rank by class, then by index.
-        classes: (n,) class indices.
-        iou: threshold in [0, 1].
-        kind: one of ``NMS_KINDS``.
-        beta: exponent of ``diounms``.
-        max_det: boxes that may stay, over all classes.
-
-    Raises:
-        InputError: an unknown ``kind``, or a threshold out of range.
-    """
-    _check_range("iou", iou)
-    if kind not in NMS_KINDS:
-        raise InputError("unknown kind of suppression", got=kind, allowed=", ".join(NMS_KINDS))
-    if max_det < 1:
-        raise InputError("max_det must be positive", got=max_det)
-    exponent = {"default": None, "greedynms": GREEDY_BETA, "diounms": beta}[kind]
-    order = np.lexsort((-scores, classes))
-    run = np.ascontiguousarray(boxes[order].T, np.float64)  # (4, n): every coordinate contiguous
-    area = (run[2] - run[0]) * (run[3] - run[1])
-    ends = np.searchsorted(classes[order], classes[order], side="right").tolist()
-    alive = np.ones(len(order), bool)
-    kept: list[int] = []
-    for i in np.argsort(-scores[order], kind="stable").tolist():
-        if not alive[i]:
-            continue
-        kept.append(i)
-        if len(kept) == max_det:
-            break
-        alive[i + 1 + _overlapping(run, area, i, ends[i], iou, exponent)] = False
-    stay: Ints = order[np.array(kept, np.int64)]
-    return stay
-
-
-def _overlapping(run: Floats, area: Floats, i: int, end: int, iou: float, exponent: float | None) -> Ints:
-    """Find which of the boxes i + 1 to end - 1 overlap box i by more than ``iou``, counted from i + 1.
-
-    DIoU never exceeds IoU, so the costly power is taken only where IoU passes.
-    """
-    x1, y1, x2, y2 = run[:, i]
-    rest = run[:, i + 1 : end]
-    width = np.minimum(rest[2], x2) - np.maximum(rest[0], x1)
-    height = np.minimum(rest[3], y2) - np.maximum(rest[1], y1)
-    intersection = np.maximum(width, 0) * np.maximum(height, 0)
-    union = area[i] + area[i + 1 : end] - intersection
-    overlap = np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
-    hits = np.flatnonzero(overlap > iou)
-    if exponent is None or not len(hits):
-        return hits
-    near = rest[:, hits]
-    distance = (near[0] + near[2] - x1 - x2) ** 2 / 4 + (near[1] + near[3] - y1 - y2) ** 2 / 4
-    diagonal = (np.maximum(near[2], x2) - np.minimum(near[0], x1)) ** 2
-    diagonal += (np.maximum(near[3], y2) - np.minimum(near[1], y1)) ** 2
-    still: Ints = hits[overlap[hits] - (distance / diagonal) ** exponent > iou]
-    return still
 
 
 def detect(

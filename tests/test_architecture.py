@@ -30,6 +30,7 @@ LAYERS = (
         *(
             "engine_process",
             "jetson",
+            "nms",
             "postprocess",
             "profile",
             "profile_file",

@@ -1,4 +1,4 @@
-"""Decode, suppression and scaling against slow scalar versions of the same rules."""
+"""Decode and scaling against slow scalar versions of the same rules. Suppression has ``test_nms.py``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from edgeyolo import postprocess
 from edgeyolo.detector import Detector, Head, Preprocess
@@ -133,72 +131,6 @@ def test_decode_refuses_what_does_not_fit() -> None:
         postprocess.decode([raw], detector(Head("a", "classifier", classes=5)))
 
 
-def scalar_overlap(a: list[float], b: list[float], kind: str, beta: float) -> float:
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    common = max(width, 0) * max(height, 0)
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common
-    iou = common / union if union > 0 else 0.0
-    if kind == "default" or iou == 0:
-        return iou
-    d = (a[0] + a[2] - b[0] - b[2]) ** 2 / 4 + (a[1] + a[3] - b[1] - b[3]) ** 2 / 4
-    c = (max(a[2], b[2]) - min(a[0], b[0])) ** 2 + (max(a[3], b[3]) - min(a[1], b[1])) ** 2
-    return iou - (d / c) ** (0.6 if kind == "greedynms" else beta)
-
-
-def naive_nms(boxes, scores, classes, iou, kind, beta, max_det) -> list[int]:
-    """The plain quadratic algorithm, one class after the other, as Darknet's diounms_sort."""
-    kept: list[int] = []
-    for c in sorted(set(classes.tolist())):
-        alive = sorted((i for i in range(len(scores)) if classes[i] == c), key=lambda i: -scores[i])
-        while alive:
-            best, *alive = alive
-            kept.append(best)
-            a = boxes[best].tolist()
-            alive = [i for i in alive if not scalar_overlap(a, boxes[i].tolist(), kind, beta) > iou]
-    return sorted(kept, key=lambda i: -scores[i])[:max_det]
-
-
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    count=st.integers(0, 60),
-    grid=st.integers(2, 12),
-    kind=st.sampled_from(postprocess.NMS_KINDS),
-    iou=st.sampled_from([0.0, 0.2, 1 / 3, 0.45, 0.5, 0.9, 1.0]),
-    max_det=st.sampled_from([1, 5, 1000]),
-)
-@settings(max_examples=150, deadline=None)
-def test_nms_is_the_naive_algorithm(seed: int, count: int, grid: int, kind: str, iou: float, max_det: int) -> None:
-    """Coarse grids give many equal boxes, equal scores, empty boxes and overlaps of exactly the threshold."""
-    generator = np.random.default_rng(seed)
-    corner, size = generator.integers(0, grid, (count, 2)), generator.integers(0, grid, (count, 2))
-    boxes = np.concatenate([corner, corner + size], axis=1) / grid
-    scores = generator.integers(1, 20, count) / 20
-    classes = generator.integers(0, 3, count)
-    got = postprocess.nms(boxes, scores, classes, iou, kind, 0.8, max_det)
-    assert got.tolist() == naive_nms(boxes, scores, classes, iou, kind, 0.8, max_det)
-
-
-def test_nms_leaves_other_classes_alone() -> None:
-    boxes = np.array([[0, 0, 1, 1]] * 3, float)
-    kept = postprocess.nms(boxes, np.array([0.5, 0.9, 0.7]), np.array([0, 1, 0]), 0.45)
-    assert kept.tolist() == [1, 2]
-
-
-def test_greedynms_keeps_what_plain_iou_suppresses() -> None:
-    """Overlap .5 with centres apart: DIoU is lower, so Darknet's greedynms keeps the second box."""
-    boxes = np.array([[0, 0, 0.6, 0.3], [0.2, 0, 0.8, 0.3]])
-    scores, classes = np.array([0.9, 0.8]), np.zeros(2, int)
-    assert len(postprocess.nms(boxes, scores, classes, 0.45, "default")) == 1
-    assert len(postprocess.nms(boxes, scores, classes, 0.45, "greedynms")) == 2
-    assert len(postprocess.nms(boxes, scores, classes, 0.45, "diounms", 8.0)) == 1
-
-
-@pytest.mark.parametrize("options", [{"kind": "soft"}, {"iou": -0.1}, {"iou": math.nan}, {"max_det": 0}])
-def test_nms_refuses_bad_options(options: dict[str, object]) -> None:
-    with pytest.raises(InputError):
-        postprocess.nms(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int), **options)
-
-
 @pytest.mark.parametrize("resize", ["stretch", "letterbox"])
 @pytest.mark.parametrize("size", [(100, 50), (50, 100), (640, 480), (1, 1), (1000, 1)])
 def test_scale_boxes_brings_the_placed_picture_back(resize: str, size: tuple[int, int]) -> None:
@@ -238,8 +170,8 @@ def test_detect_takes_the_overlap_relative_to_the_picture() -> None:
     raw[4:, 2, 12] = 15
     facts = detector(head, size=(256, 32), nms_kind="greedynms")
     boxes, scores, classes = postprocess.decode([raw], facts, 0.25)
-    relative = naive_nms(boxes / np.array([256, 32, 256, 32]), scores, classes, 0.35, "greedynms", 0.6, 300)
-    assert relative != naive_nms(boxes, scores, classes, 0.35, "greedynms", 0.6, 300)
+    relative = postprocess.nms(boxes / np.array([256, 32, 256, 32]), scores, classes, 0.35, "greedynms")
+    assert relative.tolist() != postprocess.nms(boxes, scores, classes, 0.35, "greedynms").tolist()
     np.testing.assert_allclose(postprocess.detect([raw], facts, (256, 32), iou=0.35).scores, scores[relative])
 
 
