@@ -75,7 +75,7 @@ def to_fpga(
         source.model, list(pictures.spread(PARITY_PICTURES)), stages, log, simplified=options["simplify"]
     )  # fmt: skip
     result = export_fpga(source, ready, parities, pictures, request, stages, log, labels)
-    _warn(result.ledger, log)
+    _warn(result.ledger, log, FPGA_ADVICE)
     found = _diagnosis(result, pictures, labels, request, stages, log) if options["diagnose"] else None
     if options["as_json"]:
         skipped = [str(path) for path, _ in pictures.skipped]
@@ -114,7 +114,7 @@ def to_tensorrt(model: Path, output: Path, options: dict[str, Any], log: Log) ->
     few = list(pictures.spread(PARITY_PICTURES)) if options["calib"] else []
     ready, parities = prepare(source.model, few, stages, log, simplified=options["simplify"])
     result = export_tensorrt(source, ready, parities, pictures, request, stages, log, labels)
-    _warn(result.ledger, log)
+    _warn(result.ledger, log, TENSORRT_ADVICE)
     if options["as_json"]:
         facts = {**result.facts, "accepted": result.accepted.to_json(), "lost": result.ledger.lost}
         click.echo(json.dumps({"output": str(output), **facts, "seconds": log.seconds}, indent=1))
@@ -178,7 +178,13 @@ def _inputs(model: Path, options: dict[str, Any], log: Log) -> tuple[Source, Pic
     return source, pictures, labels
 
 
-def _warn(ledger: Ledger, log: Log) -> None:
+FPGA_ADVICE = "Try more --bits, or --keep first,head,depthwise=8; edgeyolo diagnose names the layers to keep."
+TENSORRT_ADVICE = (
+    "Try another --method, --keep-float head,first,depthwise, more calibration pictures, or --precision fp16."
+)
+
+
+def _warn(ledger: Ledger, log: Log, advice: str) -> None:
     """Say it when the result no longer sees what the float model sees."""
     from edgeyolo.export.ledger import JUDGED_AP
 
@@ -186,7 +192,7 @@ def _warn(ledger: Ledger, log: Log) -> None:
     if ledger.lost:
         log.warn(
             f"AGREEMENT WITH THE FLOAT MODEL IS LOST: {figures}. This bundle does not compute what the model computes. "
-            "Try more --bits, or --keep first,head,depthwise=8; edgeyolo diagnose names the layers to keep."
+            f"{advice}"
         )
     elif ledger.ap is not None and ledger.ap[0] < JUDGED_AP:
         log.warn(f"the float model itself finds next to nothing: {figures}. Check --names, --imgsz and the labels.")

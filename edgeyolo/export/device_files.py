@@ -29,8 +29,8 @@ GOLDEN_INDEX = "golden/index.json"
 FP32_DB = 40.0
 """Engine against ONNX Runtime in float32: TF32 and other orders of summation leave about 60 dB."""
 MARGIN_DB = 6.0
-"""An engine may make four times the noise that float16 makes in ONNX Runtime: its sums are ordered otherwise, and values
-next to the border of two codes go either way (ONNX Runtime with and without its optimisations differs as much)."""
+"""An engine may make four times the noise that float16 makes here: its sums are ordered otherwise, and values next to
+the border of two codes go either way (ONNX Runtime with and without its optimisations differs as much)."""
 FLOOR_DB = 6.0
 """Nothing below it is called equal, whatever a bundle says: a quarter of the signal would be noise."""
 
@@ -90,7 +90,7 @@ def golden_files(model: ir.Model, typed: ir.Model, precision: str, pictures: Seq
         typed_runs.append(rounded(feed))
         contents[golden_name(number, "input")] = _npy(feed)
         contents |= {golden_name(number, f"output-{i}"): _npy(expected[-1][name]) for i, name in enumerate(names)}
-    measured = min(noise_db(expected, typed_runs).values())
+    measured = min(noise_db(expected, typed_runs).values(), default=np.inf)
     tolerance = round(min(FP32_DB, max(FLOOR_DB, measured - MARGIN_DB)), 1)
     index = {"tolerance_db": {precision: tolerance}, "outputs": names, "pictures": len(pictures)}
     return contents | {GOLDEN_INDEX: (json.dumps(index, indent=1, sort_keys=True) + "\n").encode()}

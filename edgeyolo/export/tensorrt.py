@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from edgeyolo import __version__
@@ -33,6 +34,7 @@ from edgeyolo.lower.tensorrt.operators import check_operators
 from edgeyolo.lower.tensorrt.placement import Placement
 from edgeyolo.lower.tensorrt.quantise import Int8Config, Int8Result, quantise_int8
 from edgeyolo.lower.tensorrt.typed import behind_heads, to_typed, unsafe_layers
+from edgeyolo.ort import model_bytes
 from edgeyolo.output import check_free, new_folder
 from edgeyolo.passes.decode import add_decode
 from edgeyolo.passes.graph import read_detector, with_types
@@ -187,19 +189,27 @@ def export_tensorrt(
     facts = _facts(source, request, quant, unsafe, record)
     facts["layers"]["typed_float32"] = float32
     with log.stage("write") as details, new_folder(request.output, force=request.force) as folder:
-        golden = list(pictures.spread(request.golden)) if request.golden else []
-        contents = golden_files(final, typed, request.precision, golden)
-        contents |= device_files(final, typed, request, float32)
-        report = json.dumps([layer.to_json() for layer in layers], indent=1, sort_keys=True)
-        contents["report.json"] = f"{report}\n".encode()
-        for name, data in contents.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(data)
-        (folder / "build.sh").chmod(0o755)
-        write_manifest(folder, facts, read_detector(final))
-        details.append(f"{len(contents) + 1} files")
-    sizes = {name: len(data) for name, data in contents.items()}
+        sizes = _write(folder, final, typed, float32, pictures, request, facts, layers)
+        details.append(f"{len(sizes) + 1} files")
     return TensorRTResult(quant, ledger, layers, unsafe, fallbacks, accepted, sizes, facts)
+
+
+def _write(
+    folder: Path, final: ir.Model, typed: ir.Model, float32: list[str], pictures: PictureSet, request: TensorRTRequest,
+    facts: dict[str, Any], layers: tuple[LayerReport, ...],
+) -> dict[str, int]:  # fmt: skip
+    """Fill the bundle's folder; returns the bytes of every file but the manifest."""
+    golden = list(pictures.spread(request.golden)) if request.golden else []
+    contents = golden_files(final, typed, request.precision, golden)
+    contents |= device_files(final, typed, request, float32)
+    report = json.dumps([layer.to_json() for layer in layers], indent=1, sort_keys=True)
+    contents["report.json"] = f"{report}\n".encode()
+    for name, data in contents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    (folder / "build.sh").chmod(0o755)
+    write_manifest(folder, facts, read_detector(final))
+    return {name: len(data) for name, data in contents.items()}
 
 
 def _check_dla(board: JetsonBoard, core: int | None, precision: str, *, dynamic: bool) -> None:
@@ -290,7 +300,9 @@ def _finished(raw: ir.Model, request: TensorRTRequest) -> ir.Model:
     for index, node in enumerate(final.graph):
         node.name = node.name or f"decode.{index}"
     newest = request.board.max_opset
-    return with_opset(final, newest) if final.graph.opset_imports[""] > newest else final
+    final = with_opset(final, newest) if final.graph.opset_imports[""] > newest else final
+    # As a reader of the file has it: verify makes the typed graph of that, and wants the same bytes.
+    return ir.from_proto(onnx.load_model_from_string(model_bytes(final)))
 
 
 def _report(quant: Int8Result | None, pictures: PictureSet) -> tuple[LayerReport, ...]:

@@ -8,8 +8,7 @@
     timing cache          yes                  yes                        RTX: does nothing
 
 Differences are found by asking for the attribute, not by comparing versions. Needs the standard library and numpy, runs
-on Python 3.8, and imports TensorRT only when ``load`` is called. Nothing here calibrates: 8-bit types come from
-QuantizeLinear and DequantizeLinear in the file.
+on Python 3.8, and imports TensorRT only when ``load`` is called. Nothing here calibrates: 8-bit types come from Q/DQ.
 """
 
 from __future__ import annotations
@@ -224,7 +223,7 @@ def _set_types(trt: Any, network: Any, config: Any, options: BuildOptions) -> No
         if layer.name in options.float_layers:
             layer.precision = trt.DataType.FLOAT
             for output in range(layer.num_outputs):
-                if layer.get_output(output).dtype in (trt.DataType.FLOAT, trt.DataType.HALF):  # indices stay integers
+                if layer.get_output(output).dtype in (trt.DataType.FLOAT, trt.DataType.HALF):  # not indices
                     layer.set_output_type(output, trt.DataType.FLOAT)
 
 

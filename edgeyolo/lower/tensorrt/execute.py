@@ -1,7 +1,7 @@
 """Execute a typed graph node by node, so that every float16 value is rounded and overflows as on a device.
 
-ONNX Runtime computes float16 in float32 on a CPU, and carries float32 from node to node: in a session of the whole graph
-nothing between two nodes is rounded, and nothing overflows. In a session of one node both ends are float16.
+ONNX Runtime computes float16 in float32 on a CPU, and carries float32 from node to node: in a session of the whole
+graph nothing between two nodes is rounded, and nothing overflows. In a session of one node both ends are float16.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
 
 from edgeyolo.lower.tensorrt.rules import moves, weight_axis
 from edgeyolo.passes.graph import constant, drop_unused, new_initializer, with_types
@@ -79,7 +80,10 @@ def to_typed(model: ir.Model, unsafe: Collection[str]) -> ir.Model:
         unsafe: names of nodes that stay float32.
     """
     raised = with_opset(model, OPSET) if model.graph.opset_imports[""] < OPSET else model
-    typed = _Typed(with_types(raised))
+    raised = with_types(raised)
+    # The converter's Constant nodes hold tensors whose names depend on the way here; initializers have the value's.
+    common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(raised)
+    typed = _Typed(raised)
     typed.split_dequantisers(unsafe)
     for node in list(typed.model.graph):
         typed.convert(node, ir.DataType.FLOAT if typed.is_float32(node, unsafe) else ir.DataType.FLOAT16)
