@@ -68,6 +68,7 @@ LOWERINGS = (
 """The modules of ``lower`` by what they make; no group imports another."""
 
 TORCH_HOMES = ("edgeyolo.frontend.darknet.", "edgeyolo.frontend.torch_export", "edgeyolo.runners.darknet",
+               "edgeyolo.bench.backends.torch", "edgeyolo.bench.backends.torch_compile",
                "edgeyolo.compress", "edgeyolo.finetune", "edgeyolo.train")  # fmt: skip
 """Beginnings of the names of the modules that may import torch."""
 

@@ -15,6 +15,7 @@ COMMANDS = {
     "verify": "prove that a bundle computes what it should, everywhere",
     "detect": "run a model or bundle on pictures",
     "eval": "score a model on a labelled data set",
+    "benchmark": "measure latency, NMS time and FPS of models and bundles, interleaved",
     "finetune": "polish what export makes: the float model teaches the integers",
     "build": "build the TensorRT engine of a bundle",
     "inspect": "print what TensorRT made of every layer of an engine",

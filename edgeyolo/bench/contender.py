@@ -1,0 +1,136 @@
+"""A contender as its measurer sees it: what it is, and the process that runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeyolo.bench.frames import Frame, Setting
+from edgeyolo.errors import EdgeYoloError
+
+ANSWER_SECONDS = 900
+"""Loading may compile; nothing takes longer than this."""
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+class ContenderError(EdgeYoloError):
+    """A contender could not go on; the others do."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model in a backend with so many threads.
+
+    Args:
+        label: its name in tables.
+        path: the model.
+        backend: one of ``backends.KINDS``.
+        threads: from 1 on.
+        weights: of a ``.cfg``.
+    """
+
+    label: str
+    path: Path
+    backend: str
+    threads: int
+    weights: Path | None = None
+
+
+class Process:
+    """The process of one contender. It is paused wherever another one runs."""
+
+    def __init__(self, contender: Contender) -> None:
+        self.contender = contender
+        self.loaded: dict[str, Any] = {}
+        self.rss: int | None = None
+        environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(contender.threads))}
+        environment["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin while they wait take the time of others
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "edgeyolo.bench.worker"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
+            start_new_session=True,
+        )  # fmt: skip
+        self._rest = b""
+
+    def load(self, pictures: Sequence[Path], setting: Setting) -> None:
+        """Open the model and run it once. Raises ContenderError."""
+        c = self.contender
+        self.loaded = self._ask(
+            do="load", backend=c.backend, path=str(c.path), threads=c.threads, cpus=_cpus(c.threads),
+            weights=None if c.weights is None else str(c.weights), pictures=[str(p) for p in pictures],
+            setting=asdict(setting),
+        )  # fmt: skip
+        self._pause()
+
+    def run(self, frames: int, seconds: float) -> list[Frame]:
+        """Measure at least so many frames for at least so long. Raises ContenderError."""
+        self._signal("SIGCONT")
+        answer = self._ask(do="run", frames=frames, seconds=seconds)
+        self._pause()
+        self.rss = answer["rss"]
+        return [Frame(*frame) for frame in answer["frames"]]
+
+    def close(self) -> None:
+        """End the process."""
+        with suppress(OSError):
+            self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
+
+    def _ask(self, **request: Any) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+            answer: dict[str, Any] = json.loads(self._line())
+        except (OSError, ValueError) as error:
+            raise ContenderError(self._death()) from error
+        if "error" in answer:
+            raise ContenderError(answer["error"])
+        return answer
+
+    def _line(self) -> bytes:
+        """The next line of the other process. Raises ValueError where it ends or takes too long."""
+        assert self._process.stdout is not None
+        handle = self._process.stdout.fileno()
+        while b"\n" not in self._rest:
+            ready, _, _ = select.select([handle], [], [], ANSWER_SECONDS)
+            part = os.read(handle, 1 << 16) if ready else b""
+            if not part:
+                raise ValueError("no answer")
+            self._rest += part
+        line, self._rest = self._rest.split(b"\n", 1)
+        return line
+
+    def _death(self) -> str:
+        with suppress(subprocess.TimeoutExpired):
+            code = self._process.wait(timeout=5)
+            return f"its process ended by signal {-code}" if code < 0 else f"its process ended with exit code {code}"
+        return f"no answer within {ANSWER_SECONDS} s"
+
+    def _pause(self) -> None:
+        """Threads of a library may spin while they wait: stop them."""
+        self._signal("SIGSTOP")
+
+    def _signal(self, name: str) -> None:
+        if hasattr(signal, name) and self._process.poll() is None:
+            self._process.send_signal(getattr(signal, name))
+
+
+def _cpus(threads: int) -> list[int]:
+    """The processors to pin ``threads`` threads to; empty where there are too few, or the system cannot say."""
+    if not hasattr(os, "sched_getaffinity"):
+        return []
+    cpus = sorted(os.sched_getaffinity(0))
+    return cpus[:threads] if threads <= len(cpus) else []

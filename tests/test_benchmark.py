@@ -1,0 +1,179 @@
+"""The harness on the tiny model: every contender has a row, a failure costs its own, an interruption keeps the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from tiny_models import edgeyolo, refusal, succeed
+
+from edgeyolo.bench.backends import open_backend
+from edgeyolo.bench.contender import Contender, ContenderError, Process
+from edgeyolo.bench.contenders import find_contenders
+from edgeyolo.bench.frames import Frames, Setting
+from edgeyolo.bench.harness import Plan, measure
+from edgeyolo.bench.record import STAGES, read_records
+from edgeyolo.errors import InputError
+from edgeyolo.progress import Log
+
+QUICK = ("--seconds", 0, "--frames", 3, "--warmup", 0)
+
+
+@pytest.fixture(scope="module")
+def onnx(tiny, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("bench") / "tiny.onnx"
+    succeed("export", *tiny.model(), "--target", "onnx", "-o", path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pictures(tiny) -> list[Path]:
+    return sorted(tiny.pictures.glob("*.jpg"))
+
+
+def test_one_run_of_several_contenders(onnx, good_bundle, tiny, tmp_path):
+    if shutil.which("cc") is None:
+        pytest.skip("there is no C compiler for the engine")
+    files = [tmp_path / name for name in ("r.jsonl", "t.csv", "t.md")]
+    command = ["benchmark", onnx, good_bundle, "--backend", "ort,engine", "--images", tiny.pictures, *QUICK]
+    result = succeed(*command, "--json", files[0], "--csv", files[1], "--markdown", files[2])
+    records = read_records(files[0])
+    assert [r.contender for r in records] == [
+        "tiny ort x1",
+        f"{good_bundle.name} ort x1",
+        f"{good_bundle.name} engine x1",
+    ]
+    for r in records:
+        assert r.status == "ok" and r.frames >= 5 and sum(r.rounds) == r.frames == len(r.totals_ms)
+        assert len(r.rounds) == len(records[0].rounds) >= 5 and len(r.states) == len(r.rounds)
+        assert set(r.ms) == set(STAGES) and r.ms["infer"]["p50"] > 0 and r.load_ms > 0 and r.first_ms > 0
+        parts = sum(r.ms[stage]["mean"] for stage in STAGES[:-1])
+        assert parts == pytest.approx(r.ms["total"]["mean"], rel=1e-3)
+        assert r.fps == pytest.approx(1000 / r.ms["total"]["mean"], rel=1e-3)
+        assert r.setting == {"conf": 0.25, "iou": 0.45, "max_det": 300, "nms": "greedynms"} and r.pictures == 6
+        assert r.candidates >= r.kept and r.rss_bytes > 1 << 20 and r.machine["cpus"]
+    assert records[0].ratio is None and records[1].ratio["low"] <= records[1].ratio["value"] <= records[1].ratio["high"]
+    assert len({r.run for r in records}) == 1 and "score > 0.25" in " ".join(result.output.split())
+    assert len(files[1].read_text().splitlines()) == 4 and files[2].read_text().count("\n| ") == 4
+    succeed(*command, "--json", files[0])
+    assert len(read_records(files[0])) == 6, "results only grow"
+    assert "exists" in refusal(*command, "--csv", files[1])
+
+
+def test_a_frame_finds_what_detect_finds(onnx, good_bundle, pictures):
+    """Whole frames through a backend give the boxes that the command line gives."""
+    import json
+
+    backend = open_backend("ort")
+    backend.load(onnx, 1, None)
+    frames = Frames(backend, pictures, Setting(conf=0.1))
+    kept = [frames.one().kept for _ in pictures]
+    found = json.loads(succeed("detect", onnx, pictures[0].parent, "--conf", 0.1, "--json").stdout)
+    assert kept == [len(p["detections"]) for p in found["pictures"]] and sum(kept) > 0
+
+
+def test_a_failing_contender_costs_its_own_row(onnx, tiny, tmp_path):
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(onnx.read_bytes()[:2000])
+    result = edgeyolo("benchmark", broken, onnx, "--images", tiny.pictures, *QUICK, "--json", tmp_path / "r.jsonl")
+    assert result.exit_code == 1
+    bad, good = read_records(tmp_path / "r.jsonl")
+    assert (bad.status, good.status) == ("failed", "ok") and bad.reason and bad.frames == 0 and good.frames >= 5
+    assert "broken ort x1: failed" in " ".join(result.output.split())
+
+
+def test_a_crash_is_told_as_what_it_is(onnx, pictures):
+    process = Process(Contender("a", onnx, "ort", 1))
+    process.load(pictures, Setting())
+    assert len(process.run(2, 0)) >= 2
+    os.kill(process._process.pid, signal.SIGKILL)
+    with pytest.raises(ContenderError, match="signal 9"):
+        process.run(1, 0)
+    process.close()
+
+
+def test_a_waiting_contender_is_paused(onnx, pictures):
+    process = Process(Contender("a", onnx, "ort", 1))
+    process.load(pictures, Setting())
+    status = Path(f"/proc/{process._process.pid}/stat")
+    if not status.exists():
+        pytest.skip("no /proc here")
+    for _ in range(100):
+        if (state := status.read_text().rsplit(")", 1)[1].split()[0]) == "T":
+            break
+        time.sleep(0.05)  # the signal is on its way
+    assert state == "T"
+    process.close()
+    assert not status.exists()
+
+
+def test_an_interruption_keeps_what_was_measured(onnx, pictures, monkeypatch):
+    run, calls = Process.run, []
+
+    def interrupted(self, frames, seconds):
+        calls.append(1)
+        if len(calls) > 7:
+            raise KeyboardInterrupt
+        return run(self, frames, seconds)
+
+    monkeypatch.setattr(Process, "run", interrupted)
+    contenders = find_contenders([onnx], ["ort"], [1], None) * 2
+    first, second = measure(contenders, pictures, Setting(), Plan(0, 1, 0), Log(quiet=True))
+    assert (first.status, second.status) == ("stopped", "stopped")
+    assert first.frames >= 3 and second.frames >= 3 and len(first.rounds) + len(second.rounds) == 7
+
+
+def test_thresholds_change_what_suppression_has_to_do(onnx, pictures):
+    loose, strict = (
+        measure(find_contenders([onnx], [], [1], None), pictures, Setting(conf=c), Plan(0, 6, 0), Log(quiet=True))[0]
+        for c in (0.01, 0.6)
+    )
+    assert loose.candidates > strict.candidates and loose.setting["conf"] == 0.01
+
+
+def test_which_backends_suit_which_models(onnx, good_bundle, tiny):
+    def names(models, backends=(), threads=(1,)):
+        return [(c.path.name, c.backend, c.threads) for c in find_contenders(models, backends, threads, tiny.weights)]
+
+    bundle = good_bundle.name
+    assert names([good_bundle, onnx, tiny.cfg]) == [
+        (bundle, "engine", 1),
+        ("tiny.onnx", "ort", 1),
+        ("tiny.cfg", "torch", 1),
+    ]
+    assert names([good_bundle], ["ort", "engine"], [1, 2]) == [
+        (bundle, "ort", 1),
+        (bundle, "ort", 2),
+        (bundle, "engine", 1),
+    ]
+    for models, backends, threads, words in (
+        ([onnx], ["engine"], [1], "no model suits"),
+        ([onnx], ["tea"], [1], "unknown backend"),
+        ([onnx], [], [0], "not a number of threads"),
+        ([tiny.names], [], [1], "unknown kind"),
+        ([Path("none.onnx")], [], [1], "no such model"),
+    ):
+        with pytest.raises(InputError, match=words):
+            find_contenders(models, backends, threads, None)
+
+
+def test_bad_input(onnx, tiny, tmp_path):
+    assert "nothing to measure" in refusal("benchmark", onnx, "--frames", 0)
+    assert "not a number of threads" in refusal("benchmark", onnx, "--threads", "two")
+    shutil.copytree(tiny.pictures, tmp_path / "pictures")
+    (tmp_path / "pictures" / "bad.jpg").write_bytes(b"no picture")
+    assert "bad.jpg" in refusal("benchmark", onnx, "--images", tmp_path / "pictures")
+
+
+def test_a_model_without_a_decoder_is_refused_with_the_reason(onnx, pictures):
+    backend = open_backend("ort")
+    backend.load(onnx, 1, None)
+    heads = tuple(dataclasses.replace(head, kind="raw", anchors=(), classes=0) for head in backend.detector.heads)
+    backend.detector = dataclasses.replace(backend.detector, heads=heads)
+    with pytest.raises(InputError.__mro__[1], match="no decoder"):
+        Frames(backend, pictures, Setting())
