@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import json
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeyolo.bundle import MODEL, Bundle
+from edgeyolo.bundle import MODEL, Bundle, sha256
 from edgeyolo.engine_process import CACHE, build_apart
 from edgeyolo.errors import BundleError, InputError
 from edgeyolo.export.acceptance import without_nms
@@ -78,7 +77,7 @@ def build_bundle(
         "compute_capability": [f"{t[2:-1]}.{t[-1]}" for t in targets] or None,
         "file": source,
         "gpu": None,
-        "model_sha256": hashlib.sha256(data).hexdigest(),
+        "model_sha256": sha256(data),
         "precision": precision,
         "rtx": rtx,
         "tensorrt": trt.__version__,

@@ -14,17 +14,17 @@ import numpy as np
 from edgeyolo.bench.backends import Backend
 from edgeyolo.errors import UnsupportedError
 from edgeyolo.images import load_image, to_input
-from edgeyolo.nms import fast_nms
-from edgeyolo.postprocess import OBJECTNESS, decode, scale_boxes
+from edgeyolo.nms import IOU, MAX_DET, fast_nms
+from edgeyolo.postprocess import CONF, OBJECTNESS, decode, scale_boxes
 
 
 @dataclass(frozen=True)
 class Setting:
     """Thresholds; latency without them means nothing."""
 
-    conf: float = 0.25
-    iou: float = 0.45
-    max_det: int = 300
+    conf: float = CONF
+    iou: float = IOU
+    max_det: int = MAX_DET
 
 
 class Frame(NamedTuple):

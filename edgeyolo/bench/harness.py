@@ -6,7 +6,6 @@ moves on by one each round, until every contender has its frames and its time. W
 
 from __future__ import annotations
 
-import hashlib
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from edgeyolo.bench.frames import Frame, Setting
 from edgeyolo.bench.machine import machine_facts, machine_state
 from edgeyolo.bench.record import STAGES, RunRecord
 from edgeyolo.bench.stats import Spread, ratio, settled
+from edgeyolo.bundle import sha256
 from edgeyolo.errors import InputError
 from edgeyolo.output import MANIFEST
 from edgeyolo.progress import Log
@@ -195,5 +195,5 @@ def _artefact(path: Path) -> tuple[int, str]:
     """Bytes of a model and its SHA-256: of a file itself, of a bundle its listed files and its manifest."""
     if path.is_dir():
         size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
-        return size, hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
-    return path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()
+        return size, sha256((path / MANIFEST).read_bytes())
+    return path.stat().st_size, sha256(path.read_bytes())

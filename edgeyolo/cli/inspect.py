@@ -26,7 +26,6 @@ Examples:
 Without a bundle around it, every convolution of an engine that uses int8 is expected to be int8, except those that end
 in an output of the engine. Exit codes: 0 nothing is flagged, 1 something is, 2 the input cannot be used.
 """
-ENGINES = "engines"
 SUFFIX = ".layers.json"
 FIRST = 20
 """Layers that are printed without --all."""
@@ -84,6 +83,8 @@ def _reports(path: Path) -> list[Report]:
 
 def _layer_files(bundle: Path) -> list[Path]:
     """Layer files of the engines in a bundle, the newest first."""
+    from edgeyolo.runners.tensorrt import ENGINES
+
     found = sorted((bundle / ENGINES).glob(f"*{SUFFIX}"), key=lambda file: (-file.stat().st_mtime, file.name))
     if not found or len(found) > MAX_FILES:
         raise InputError(
