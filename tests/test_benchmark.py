@@ -14,7 +14,7 @@ from tiny_models import edgeyolo, refusal, succeed
 
 from edgeyolo.bench.backends import open_backend
 from edgeyolo.bench.contender import Contender, ContenderError, Process
-from edgeyolo.bench.contenders import find_contenders
+from edgeyolo.bench.contenders import Variants, find_contenders
 from edgeyolo.bench.frames import Frames, Setting
 from edgeyolo.bench.harness import Plan, measure
 from edgeyolo.bench.record import STAGES, read_records
@@ -89,8 +89,8 @@ def test_a_failing_contender_costs_its_own_row(onnx, tiny, tmp_path):
 
 def test_a_crash_is_told_as_what_it_is(onnx, pictures):
     process = Process(Contender("a", onnx, "ort", 1))
-    process.load(pictures, Setting())
-    assert len(process.run(2, 0)) >= 2
+    process.load(pictures)
+    assert len(process.run(2, 0).frames) >= 2
     os.kill(process._process.pid, signal.SIGKILL)
     with pytest.raises(ContenderError, match="signal 9"):
         process.run(1, 0)
@@ -99,7 +99,7 @@ def test_a_crash_is_told_as_what_it_is(onnx, pictures):
 
 def test_a_waiting_contender_is_paused(onnx, pictures):
     process = Process(Contender("a", onnx, "ort", 1))
-    process.load(pictures, Setting())
+    process.load(pictures)
     status = Path(f"/proc/{process._process.pid}/stat")
     if not status.exists():
         pytest.skip("no /proc here")
@@ -115,30 +115,32 @@ def test_a_waiting_contender_is_paused(onnx, pictures):
 def test_an_interruption_keeps_what_was_measured(onnx, pictures, monkeypatch):
     run, calls = Process.run, []
 
-    def interrupted(self, frames, seconds):
+    def interrupted(self, *asked):
         calls.append(1)
-        if len(calls) > 7:
+        if len(calls) > 9:  # two of them warmed up
             raise KeyboardInterrupt
-        return run(self, frames, seconds)
+        return run(self, *asked)
 
     monkeypatch.setattr(Process, "run", interrupted)
-    contenders = find_contenders([onnx], ["ort"], [1], None) * 2
-    first, second = measure(contenders, pictures, Setting(), Plan(0, 1, 0), Log(quiet=True))
+    contenders = find_contenders([onnx], Variants(["ort"])) * 2
+    first, second = measure(contenders, pictures, Plan(0, 1, 0), Log(quiet=True))
     assert (first.status, second.status) == ("stopped", "stopped")
     assert first.frames >= 3 and second.frames >= 3 and len(first.rounds) + len(second.rounds) == 7
 
 
 def test_thresholds_change_what_suppression_has_to_do(onnx, pictures):
-    loose, strict = (
-        measure(find_contenders([onnx], [], [1], None), pictures, Setting(conf=c), Plan(0, 6, 0), Log(quiet=True))[0]
-        for c in (0.01, 0.6)
-    )
+    contenders = find_contenders([onnx], Variants(settings=[Setting(conf=0.01), Setting(conf=0.6)]))
+    loose, strict = measure(contenders, pictures, Plan(0, 6, 0), Log(quiet=True))
     assert loose.candidates > strict.candidates and loose.setting["conf"] == 0.01
+    assert [r.contender for r in (loose, strict)] == ["tiny ort x1 conf 0.01", "tiny ort x1 conf 0.6"]
+    counts, times = zip(*loose.curve, strict=True)
+    assert list(counts) == sorted(set(counts)) and min(times) > 0 and min(counts) <= loose.candidates <= max(counts)
 
 
 def test_which_backends_suit_which_models(onnx, good_bundle, tiny):
     def names(models, backends=(), threads=(1,)):
-        return [(c.path.name, c.backend, c.threads) for c in find_contenders(models, backends, threads, tiny.weights)]
+        found = find_contenders(models, Variants(backends, threads), tiny.weights)
+        return [(c.path.name, c.backend, c.threads) for c in found]
 
     bundle = good_bundle.name
     assert names([good_bundle, onnx, tiny.cfg]) == [
@@ -154,17 +156,27 @@ def test_which_backends_suit_which_models(onnx, good_bundle, tiny):
     for models, backends, threads, words in (
         ([onnx], ["engine"], [1], "no model suits"),
         ([onnx], ["tea"], [1], "unknown backend"),
-        ([onnx], [], [0], "not a number of threads"),
+        ([onnx], [], [0], "not a number for --threads"),
         ([tiny.names], [], [1], "unknown kind"),
         ([Path("none.onnx")], [], [1], "no such model"),
     ):
         with pytest.raises(InputError, match=words):
-            find_contenders(models, backends, threads, None)
+            find_contenders(models, Variants(backends, threads))
+    batches = find_contenders([onnx], Variants(["ort", "ncnn"], batches=[1, 4]))
+    assert [(c.backend, c.batch) for c in batches] == [("ort", 1), ("ort", 4), ("ncnn", 1)]
 
 
 def test_bad_input(onnx, tiny, tmp_path):
     assert "nothing to measure" in refusal("benchmark", onnx, "--frames", 0)
-    assert "not a number of threads" in refusal("benchmark", onnx, "--threads", "two")
+    for option, value, words in (
+        ("--threads", "two", "not a list of numbers"),
+        ("--conf", "0.25,nan", "not a score threshold"),
+        ("--batch", "0", "not a number for --batch"),
+        ("--scenario", "Rush", "unknown scenario"),
+        ("--data", tmp_path / "none", "none"),
+    ):
+        assert words in refusal("benchmark", onnx, option, value)
+    assert "apart" in refusal("benchmark", onnx, "--batch", "2", "--scenario", "Offline")
     shutil.copytree(tiny.pictures, tmp_path / "pictures")
     (tmp_path / "pictures" / "bad.jpg").write_bytes(b"no picture")
     assert "bad.jpg" in refusal("benchmark", onnx, "--images", tmp_path / "pictures")

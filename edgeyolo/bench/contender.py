@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ class ContenderError(EdgeYoloError):
 
 @dataclass(frozen=True)
 class Contender:
-    """A model in a backend with so many threads.
+    """A model in a backend, and how it is to run.
 
     Args:
         label: its name in tables.
@@ -36,13 +36,38 @@ class Contender:
         backend: one of ``backends.KINDS``.
         threads: from 1 on.
         weights: of a ``.cfg``.
+        batch: pictures that the network gets at a time.
+        setting: thresholds.
+        scenario: how frames are asked for; None: one after the other.
     """
 
     label: str
     path: Path
     backend: str
-    threads: int
+    threads: int = 1
     weights: Path | None = None
+    batch: int = 1
+    setting: Setting = field(default_factory=Setting)
+    scenario: str | None = None
+
+
+@dataclass(frozen=True)
+class Block:
+    """What one contender did in one turn.
+
+    Args:
+        frames: in order of time.
+        query_ms: latency of whole queries, from the moment they were due; empty outside scenarios.
+        seconds: from the first query to the end of the last.
+        rss: most bytes of memory so far; None where the system does not tell.
+        joules: of the machine meanwhile; None where nothing measures them.
+    """
+
+    frames: list[Frame]
+    query_ms: list[float]
+    seconds: float
+    rss: int | None
+    joules: float | None = None
 
 
 class Process:
@@ -51,7 +76,6 @@ class Process:
     def __init__(self, contender: Contender) -> None:
         self.contender = contender
         self.loaded: dict[str, Any] = {}
-        self.rss: int | None = None
         environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(contender.threads))}
         environment["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin while they wait take the time of others
         self._process = subprocess.Popen(
@@ -61,23 +85,34 @@ class Process:
         )  # fmt: skip
         self._rest = b""
 
-    def load(self, pictures: Sequence[Path], setting: Setting) -> None:
+    def load(self, pictures: Sequence[Path]) -> None:
         """Open the model and run it once. Raises ContenderError."""
         c = self.contender
         self.loaded = self._ask(
             do="load", backend=c.backend, path=str(c.path), threads=c.threads, cpus=_cpus(c.threads),
             weights=None if c.weights is None else str(c.weights), pictures=[str(p) for p in pictures],
-            setting=asdict(setting),
+            setting=asdict(c.setting), batch=c.batch,
         )  # fmt: skip
         self._pause()
 
-    def run(self, frames: int, seconds: float) -> list[Frame]:
-        """Measure at least so many frames for at least so long. Raises ContenderError."""
+    def run(
+        self, frames: int, seconds: float, scenario: str | None = None, rate: float = 1, seed: int = 0
+    ) -> Block:  # fmt: skip
+        """Measure at least so many frames for at least so long. Raises ContenderError.
+
+        ``scenario``, ``rate`` and ``seed`` are as in ``scenarios.run``; without a scenario one frame follows another.
+        """
         self._signal("SIGCONT")
-        answer = self._ask(do="run", frames=frames, seconds=seconds)
+        answer = self._ask(do="run", frames=frames, seconds=seconds, scenario=scenario, rate=rate, seed=seed)
         self._pause()
-        self.rss = answer["rss"]
-        return [Frame(*frame) for frame in answer["frames"]]
+        return Block([Frame(*f) for f in answer["frames"]], answer["query_ms"], answer["seconds"], answer["rss"])
+
+    def judge(self, data: str) -> dict[str, Any]:
+        """Score the model on labelled pictures: ``ap50``, ``ap`` and their ``setting``. Raises ContenderError."""
+        self._signal("SIGCONT")
+        answer = self._ask(do="judge", data=data)
+        self._pause()
+        return answer
 
     def close(self) -> None:
         """End the process."""

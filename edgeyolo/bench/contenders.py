@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from edgeyolo.bench.backends import KINDS
 from edgeyolo.bench.contender import Contender
+from edgeyolo.bench.frames import Setting
+from edgeyolo.bench.record import SCENARIOS
 from edgeyolo.bundle import read_target
 from edgeyolo.errors import InputError
 
@@ -18,40 +22,80 @@ SUITABLE = {
     ".tflite": ("litert",),
 }
 """Kind of model -> backends, the one that is taken where none is named first."""
-SINGLE = ("engine", "tensorrt")
-"""Backends that use one thread of the host, whatever is asked for."""
 
 
-def find_contenders(
-    models: Sequence[Path], backends: Sequence[str], threads: Sequence[int], weights: Path | None
-) -> list[Contender]:
+@dataclass(frozen=True)
+class Variants:
+    """What every model is measured with; every combination is a contender.
+
+    Args:
+        backends: names; none: the first that suits each model.
+        threads, batches: numbers from 1 on; a backend that has one thread, or takes one picture, runs with 1 only.
+        settings: thresholds.
+        scenarios: of ``scenarios.SCENARIOS``; none: frames one after the other, asked for by nobody else.
+    """
+
+    backends: Sequence[str] = ()
+    threads: Sequence[int] = (1,)
+    batches: Sequence[int] = (1,)
+    settings: Sequence[Setting] = (Setting(),)
+    scenarios: Sequence[str] = ()
+
+    def check(self) -> None:
+        """Raises InputError: an unknown backend or scenario, a number out of range, or batches in a scenario."""
+        wrong = [s.conf for s in self.settings if not 0 <= s.conf <= 1]
+        if wrong or not self.settings:
+            raise InputError("not a score threshold", where="--conf", got=wrong, allowed="0 to 1")
+        for option, words, known in (("--backend", self.backends, KINDS), ("--scenario", self.scenarios, SCENARIOS)):
+            unknown = [word for word in words if word not in known]
+            if unknown:
+                what = f"unknown {option.strip('-')}"
+                raise InputError(what, where=option, got=", ".join(unknown), allowed=", ".join(known))
+        for option, numbers in (("--threads", self.threads), ("--batch", self.batches)):
+            if any(number < 1 for number in numbers) or not numbers:
+                raise InputError(f"not a number for {option}", where=option, got=list(numbers), allowed="1, 2, ...")
+        if self.scenarios and list(self.batches) != [1]:
+            raise InputError(
+                "a scenario says how many frames come at a time", where="--batch", got=list(self.batches),
+                hint="measure batches and scenarios apart",
+            )  # fmt: skip
+
+
+def find_contenders(models: Sequence[Path], variants: Variants, weights: Path | None = None) -> list[Contender]:
     """All combinations that make sense; the first is the reference.
 
     Args:
         models: files or bundles.
-        backends: names; none: the first that suits each model.
-        threads: numbers from 1 on; those of ``SINGLE`` run with 1 only.
+        variants: what to measure each of them with.
         weights: of the ``.cfg`` among them.
 
-    Raises InputError: an unknown backend, one that suits none of the models, or a model of no known kind.
+    Raises InputError: as ``Variants.check``; a backend that suits none of the models, or a model of no known kind.
     """
-    unknown = [name for name in backends if name not in KINDS]
-    if unknown:
-        raise InputError("unknown backend", where="--backend", got=", ".join(unknown), allowed=", ".join(KINDS))
-    if any(count < 1 for count in threads) or not threads:
-        raise InputError("not a number of threads", where="--threads", got=list(threads), allowed="1, 2, ...")
+    variants.check()
     found: list[Contender] = []
     for model in models:
         suitable = SUITABLE[_kind(model)]
-        for backend in [name for name in backends if name in suitable] or ([] if backends else suitable[:1]):
-            for count in [1] if backend in SINGLE else threads:
-                label = f"{model.stem if model.is_file() else model.name} {backend} x{count}"
-                found.append(Contender(label, model, backend, count, weights if model.suffix == ".cfg" else None))
-    idle = [name for name in backends if name not in {c.backend for c in found}]
+        for backend in [b for b in variants.backends if b in suitable] or ([] if variants.backends else suitable[:1]):
+            found += _variants(model, backend, variants, weights if model.suffix == ".cfg" else None)
+    idle = [name for name in variants.backends if name not in {c.backend for c in found}]
     if idle:
         takes = "; ".join(f"{name}: {KINDS[name].takes}" for name in idle)
         raise InputError("no model suits this backend", where="--backend", got=", ".join(idle), allowed=takes)
     return found
+
+
+def _variants(model: Path, backend: str, variants: Variants, weights: Path | None) -> Iterator[Contender]:
+    """One model in one backend; its label says what more than one of was asked for."""
+    kind = KINDS[backend]
+    name = f"{model.stem if model.is_file() else model.name} {backend}"
+    threads, batches = variants.threads if kind.threads else [1], variants.batches if kind.batches else [1]
+    scenarios: Sequence[str | None] = list(variants.scenarios) or [None]
+    for count, batch, setting, scenario in product(threads, batches, variants.settings, scenarios):
+        label = f"{name} x{count}"
+        label += f" batch {batch}" * (list(variants.batches) != [1])
+        label += f" conf {setting.conf:g}" * (len(variants.settings) > 1)
+        label += f" {scenario}" * (scenario is not None)
+        yield Contender(label, model, backend, count, weights, batch, setting, scenario)
 
 
 def _kind(model: Path) -> str:

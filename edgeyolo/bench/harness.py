@@ -8,28 +8,31 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgeyolo.bench.contender import Contender, ContenderError, Process
-from edgeyolo.bench.frames import Frame, Setting
-from edgeyolo.bench.machine import machine_facts, machine_state
-from edgeyolo.bench.record import STAGES, RunRecord
-from edgeyolo.bench.stats import Spread, ratio, settled
-from edgeyolo.bundle import sha256
+from edgeyolo.bench.backends import KINDS, Device
+from edgeyolo.bench.contender import Block, Contender, ContenderError, Process
+from edgeyolo.bench.energy import Meter
+from edgeyolo.bench.machine import machine_state
+from edgeyolo.bench.record import RunRecord
+from edgeyolo.bench.scenarios import SERVER_LOAD
+from edgeyolo.bench.stats import MIN_ROUNDS, settled
+from edgeyolo.bench.summary import Measured, summary
 from edgeyolo.errors import InputError
-from edgeyolo.output import MANIFEST
 from edgeyolo.progress import Log
 
 BLOCK_SECONDS = 0.1
 """Of one contender in one round: long beside a switch of processes, short beside what disturbs a machine."""
-MIN_ROUNDS = 5
-"""Fewer do not show how much rounds differ."""
+SCENARIO_SECONDS = 1.0
+"""The same in a scenario, whose queries come in bursts or at their own times."""
+OVERLOAD = 3.0
+"""More frames than so many times what a contender can do only measure how long the queue was allowed to grow."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,15 @@ class Plan:
         seconds: of every contender, at least.
         frames: of every contender, at least.
         warmup: seconds after which warming up ends, settled or not.
+        qps: frames a second in the scenario Server; None: ``SERVER_LOAD`` of what the slowest contender can do.
+        data: labelled pictures to score on, as ``datasets.load_dataset`` takes them; None: nothing is scored.
     """
 
     seconds: float = 5.0
     frames: int = 50
     warmup: float = 10.0
+    qps: float | None = None
+    data: str | None = None
 
     def __post_init__(self) -> None:
         if self.frames < 1 or self.seconds < 0 or self.warmup < 0:
@@ -56,51 +63,73 @@ class Plan:
 
 @dataclass
 class _Running:
-    """One contender and what was measured of it so far."""
+    """One contender, its process and its meter, and what was measured of it so far."""
 
     contender: Contender
+    meter: Meter | str
     process: Process | None = None
-    rounds: list[list[Frame]] = field(default_factory=list)
-    states: list[dict[str, float | None]] = field(default_factory=list)
+    measured: Measured = field(default_factory=Measured)
     settled: bool = False
-    failed: str | None = None
+    rate: float = 1.0
 
     @property
     def alive(self) -> bool:
-        return self.failed is None
+        return self.measured.failed is None
 
-    def attempt(self, action: Callable[[Process], None]) -> None:
+    def attempt(self, action: Callable[[Process], Any]) -> Any:
         """Do something with the process; where that fails the contender is out."""
         assert self.process is not None
         try:
-            action(self.process)
+            return action(self.process)
         except ContenderError as error:
-            self.failed = error.what
+            self.measured.failed = error.what
             self.process.close()
+            return None
 
-    def seconds(self) -> float:
-        return sum(frame.total for block in self.rounds for frame in block) / 1e3
+    def block(self) -> None:
+        """Measure one block, and what the machine takes meanwhile."""
+        scenario, seed = self.contender.scenario, len(self.measured.blocks)
+        seconds = BLOCK_SECONDS if scenario is None else SCENARIO_SECONDS
+        meter = None if isinstance(self.meter, str) else self.meter
+        if meter is not None:
+            seconds = max(seconds, meter.shortest)
+            meter.start()
+        block: Block | None = self.attempt(lambda process: process.run(1, seconds, scenario, self.rate, seed))
+        joules = None if meter is None else meter.stop()
+        if block is not None:
+            self.measured.blocks.append(replace(block, joules=joules))
 
-    def frames(self) -> int:
-        return sum(map(len, self.rounds))
+    def enough(self, plan: Plan) -> bool:
+        blocks = self.measured.blocks
+        return (
+            sum(len(block.frames) for block in blocks) * self.contender.batch >= plan.frames
+            and sum(block.seconds for block in blocks) >= plan.seconds
+        )
 
 
 def measure(
-    contenders: Sequence[Contender], pictures: Sequence[Path], setting: Setting, plan: Plan, log: Log
+    contenders: Sequence[Contender],
+    pictures: Sequence[Path],
+    plan: Plan,
+    log: Log,
+    meter: Callable[[Device], Meter | str] = lambda device: "not measured",
 ) -> list[RunRecord]:
     """Run all contenders; one record each, in their order. An interruption keeps what there is.
 
     Args:
         contenders: the first is the reference of the ratios.
         pictures: files, at least one.
-        setting: thresholds.
         plan: how long.
         log: receives stages and a progress bar.
+        meter: measures the energy of a kind of device, or says why nothing does.
     """
-    running = [_Running(contender) for contender in contenders]
+    meters = {device: meter(device) for device in {KINDS[c.backend].device for c in contenders}}
+    running = [_Running(contender, meters[KINDS[contender.backend].device]) for contender in contenders]
     started, stopped = datetime.now(timezone.utc).isoformat(timespec="seconds"), False
     try:
-        _load(running, pictures, setting, log)
+        _load(running, pictures, log)
+        if plan.data is not None:
+            _judge(running, plan.data, log)
         _warm_up(running, plan, log)
         _rounds(running, plan, log)
     except KeyboardInterrupt:
@@ -110,90 +139,87 @@ def measure(
         for one in running:
             if one.process is not None:
                 one.process.close()
-    shared = {"run": uuid.uuid4().hex[:12], "started": started, "machine": machine_facts(), "pictures": len(pictures)}
-    return [_record(one, running[0], setting, shared, stopped=stopped) for one in running]
+    shared = {"run": uuid.uuid4().hex[:12], "started": started, "pictures": len(pictures)}
+    for one in running:
+        one.measured.loaded = one.process.loaded if one.process is not None else {}
+        one.measured.energy = one.meter if isinstance(one.meter, str) else one.meter.name
+        one.measured.rate = one.rate if one.contender.scenario == "Server" else None
+    pairs = [(one.contender, one.measured) for one in running]
+    return summary(pairs, shared, stopped=stopped)
 
 
-def _load(running: list[_Running], pictures: Sequence[Path], setting: Setting, log: Log) -> None:
+def _load(running: list[_Running], pictures: Sequence[Path], log: Log) -> None:
     for one in log.track(running, "loading", len(running)):
         one.process = Process(one.contender)
-        one.attempt(lambda process: process.load(pictures, setting))
-        if one.failed is not None:
-            log.warn(f"{one.contender.label} is out: {one.failed}")
+        one.attempt(lambda process: process.load(pictures))
+        if not one.alive:
+            log.warn(f"{one.contender.label} is out: {one.measured.failed}")
+
+
+def _judge(running: list[_Running], data: str, log: Log) -> None:
+    """Score every model in every backend once: threads and batches do not change what it finds."""
+    scores: dict[tuple[Path, str], dict[str, Any]] = {}
+    for one in log.track(running, "scoring", len(running)):
+        key = (one.contender.path, one.contender.backend)
+        if one.alive and key not in scores:
+            assert one.process is not None
+            try:
+                scores[key] = one.process.judge(data)
+            except ContenderError as error:
+                log.warn(f"{one.contender.label} has no AP: {error.what}")
+                scores[key] = {}
+        one.measured.score = scores.get(key, {})
 
 
 def _warm_up(running: list[_Running], plan: Plan, log: Log) -> None:
     """Blocks in turn until each contender's medians settle."""
     medians: dict[int, list[float]] = {i: [] for i in range(len(running))}
     end = time.perf_counter() + plan.warmup * max(1, sum(one.alive for one in running))
-    while time.perf_counter() < end and not all(one.settled or not one.alive for one in running):
+    while True:
         for i, one in enumerate(running):
             if one.alive and not one.settled:
-                one.attempt(lambda process, i=i: medians[i].append(_median(process.run(1, BLOCK_SECONDS))))  # type: ignore[misc]
+                block: Block | None = one.attempt(lambda process: process.run(1, BLOCK_SECONDS))
+                if block is not None:
+                    medians[i].append(float(np.median([frame.total for frame in block.frames])))
                 one.settled = settled(medians[i])
+        if time.perf_counter() >= end or all(one.settled or not one.alive for one in running):
+            break
+    _set_rates(running, medians, plan, log)
     restless = [one.contender.label for one in running if one.alive and not one.settled]
     if restless and plan.warmup:
         log.warn(f"still changing after the warm-up: {', '.join(restless)}")
 
 
-def _median(frames: Sequence[Frame]) -> float:
-    return float(np.median([frame.total for frame in frames]))
+def _set_rates(running: list[_Running], medians: dict[int, list[float]], plan: Plan, log: Log) -> None:
+    """Frames a second to expect; in Server those that come, the same for all, as fast as the slowest can stand."""
+    for i, one in enumerate(running):
+        if one.alive:
+            one.rate = 1000 / medians[i][-1]
+    servers = [one for one in running if one.alive and one.contender.scenario == "Server"]
+    rate = plan.qps or SERVER_LOAD * min((one.rate for one in servers), default=1.0)
+    for one in servers:
+        text = f"{rate:.4g} frames a second come, {one.rate:.4g} are what {one.contender.label} can do"
+        if rate > OVERLOAD * one.rate:
+            one.measured.failed = f"{text}: ask for less with --qps"
+        elif rate > one.rate:
+            log.warn(f"{text}: its queue grows as long as it is measured")
+        one.rate = rate
 
 
 def _rounds(running: list[_Running], plan: Plan, log: Log) -> None:
+    start = time.perf_counter()
     for number in log.track(_until_done(running, plan), "measuring"):
         alive = [one for one in running if one.alive]
         turn = number % max(1, len(alive))
         for one in [*alive[turn:], *alive[:turn]]:
-            one.attempt(lambda process, one=one: one.rounds.append(process.run(1, BLOCK_SECONDS)))  # type: ignore[misc]
-            one.states.append(machine_state())
+            one.block()
+            one.measured.states.append({"at": round(time.perf_counter() - start, 3), **machine_state()})
 
 
-def _until_done(running: list[_Running], plan: Plan) -> Any:
+def _until_done(running: list[_Running], plan: Plan) -> Iterator[int]:
     number = 0
     while any(one.alive for one in running):
-        if number >= MIN_ROUNDS and all(
-            one.frames() >= plan.frames and one.seconds() >= plan.seconds for one in running if one.alive
-        ):
+        if number >= MIN_ROUNDS and all(one.enough(plan) for one in running if one.alive):
             return
         yield number
         number += 1
-
-
-def _record(
-    one: _Running, reference: _Running, setting: Setting, shared: dict[str, Any], *, stopped: bool
-) -> RunRecord:  # fmt: skip
-    c, loaded = one.contender, one.process.loaded if one.process is not None else {}
-    frames = [frame for block in one.rounds for frame in block]
-    ms = {stage: Spread.of([getattr(f, stage) for f in frames]).to_json() for stage in STAGES if frames}
-    size, digest = _artefact(c.path)
-    return RunRecord(
-        status="failed" if one.failed else "stopped" if stopped else "ok", reason=one.failed,
-        contender=c.label, model=c.path.name, model_sha256=digest, artefact_bytes=size,
-        backend=c.backend, backend_version=str(loaded.get("version", "")), threads=c.threads, batch=1,
-        setting={**asdict(setting), "nms": loaded.get("nms")}, frames=len(frames), ms=ms,
-        fps=round(1000 / ms["total"]["mean"], 3) if frames else None,
-        load_ms=loaded.get("load_ms"), first_ms=loaded.get("first_ms"),
-        rss_bytes=one.process.rss if one.process is not None else None,
-        candidates=float(np.mean([f.candidates for f in frames])) if frames else None,
-        kept=float(np.mean([f.kept for f in frames])) if frames else None,
-        ratio=_ratio(one, reference), totals_ms=tuple(round(f.total, 4) for f in frames),
-        rounds=tuple(map(len, one.rounds)), states=tuple(one.states), **shared,
-    )  # fmt: skip
-
-
-def _ratio(one: _Running, reference: _Running) -> dict[str, float] | None:
-    """Of the median total to the reference's, over the rounds that both have."""
-    count = min(len(one.rounds), len(reference.rounds))
-    if one is reference or count < MIN_ROUNDS:
-        return None
-    own, other = ([np.array([f.total for f in b]) for b in side.rounds[:count]] for side in (one, reference))
-    return {key: round(value, 4) for key, value in asdict(ratio(own, other)).items()}
-
-
-def _artefact(path: Path) -> tuple[int, str]:
-    """Bytes of a model and its SHA-256: of a file itself, of a bundle its listed files and its manifest."""
-    if path.is_dir():
-        size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
-        return size, sha256((path / MANIFEST).read_bytes())
-    return path.stat().st_size, sha256(path.read_bytes())

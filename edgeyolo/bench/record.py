@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,10 @@ MAX_BYTES = 1 << 30
 STAGES = ("pre", "infer", "decode", "nms", "total")
 """Of one frame: picture file to network pixels; the network; heads to boxes; suppression; all of it."""
 STATUSES = ("ok", "failed", "stopped")
+SCENARIOS = ("SingleStream", "MultiStream", "Offline", "Server")
+"""After MLPerf; ``scenarios.py`` says what each of them is."""
+
+Rule = Callable[[Any], bool]
 
 
 @dataclass(frozen=True)
@@ -33,18 +38,22 @@ class RunRecord:
         backend: which one, and its version.
         threads, batch: as asked.
         setting: thresholds: ``conf``, ``iou``, ``max_det``, ``nms`` (kind of overlap).
+        scenario: how frames were asked for, see ``scenarios.SCENARIOS``; ``generator`` says who asked.
         frames, pictures: how many were measured, of how many different pictures.
         ms: stage -> figures of a frame in milliseconds, see ``STAGES`` and ``Spread``.
-        fps: frames a second, one after the other: 1000 / mean total.
+        query_ms: figures of whole queries in milliseconds, from the moment they were due; waiting counts.
+        fps: frames a second: 1000 / mean total one after the other; those finished by the clock in other scenarios.
         load_ms, first_ms: opening the model; its first inference.
         rss_bytes: most memory that the process held; None where the system does not tell.
         artefact_bytes: what is shipped.
         candidates, kept: boxes above ``conf`` before suppression and after it, means over frames.
-        ap50, ap: COCO's, where labelled pictures were given.
+        curve: (candidates, median milliseconds of suppression), a point for every number of candidates.
+        joules: a frame, of what ``energy`` names; where there are none ``energy`` says why.
+        ap50, ap: COCO's, where labelled pictures were given; ``ap_setting`` says on which and with which thresholds.
         ratio: to the run's first contender: ``value``, ``low``, ``high`` of the median total.
         totals_ms: every frame's total in order of time.
         rounds: how many frames each round had, in order.
-        states: of the machine during the run: load, clock, temperature, one a round.
+        states: of the machine during the run: seconds since its start, load, clock, temperature, one a round.
         machine: facts of the machine.
         reason: why it failed.
     """
@@ -60,9 +69,12 @@ class RunRecord:
     threads: int
     batch: int
     setting: Mapping[str, Any]
+    scenario: str = "SingleStream"
+    generator: str = ""
     frames: int = 0
     pictures: int = 0
     ms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    query_ms: Mapping[str, float] | None = None
     fps: float | None = None
     load_ms: float | None = None
     first_ms: float | None = None
@@ -70,8 +82,12 @@ class RunRecord:
     artefact_bytes: int = 0
     candidates: float | None = None
     kept: float | None = None
+    curve: tuple[tuple[float, float], ...] = ()
+    joules: float | None = None
+    energy: str = ""
     ap50: float | None = None
     ap: float | None = None
+    ap_setting: Mapping[str, Any] | None = None
     ratio: Mapping[str, float] | None = None
     totals_ms: tuple[float, ...] = ()
     rounds: tuple[int, ...] = ()
@@ -115,27 +131,14 @@ def read_records(path: Path) -> list[RunRecord]:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise InputError("cannot read the results", where=path, got=str(error)[:200]) from error
-    records = [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    records = [parse_record(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not records:
         raise InputError("there are no results in this file", where=path, hint="edgeyolo benchmark --json writes some")
     return records
 
 
-_NUMBER = (int, float)
-_KINDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("run", "started", "status", "contender", "model", "model_sha256"), (str,)),
-    **dict.fromkeys(("backend", "backend_version"), (str,)),
-    **dict.fromkeys(("threads", "batch", "frames", "pictures", "artefact_bytes"), (int,)),
-    **dict.fromkeys(("setting", "ms", "machine"), (dict,)),
-    **dict.fromkeys(("fps", "load_ms", "first_ms", "candidates", "kept", "ap50", "ap"), (*_NUMBER, type(None))),
-    **dict.fromkeys(("totals_ms", "rounds", "states"), (list,)),
-    "rss_bytes": (int, type(None)),
-    "ratio": (dict, type(None)),
-    "reason": (str, type(None)),
-}
-
-
-def _parse(line: str, where: str) -> RunRecord:
+def parse_record(line: str, where: str) -> RunRecord:
+    """One line of a results file. Raises InputError: damaged, of a newer schema, or no such line at all."""
     try:
         if len(line) > MAX_LINE:
             raise ValueError(f"{len(line)} characters")
@@ -151,27 +154,83 @@ def _parse(line: str, where: str) -> RunRecord:
         known = {f.name for f in fields(RunRecord)}
         if schema != SCHEMA or set(data) - known:
             raise ValueError(f"schema {schema}, unknown keys {sorted(set(data) - known)[:5]}")
-        wrong = [key for key, value in data.items() if not isinstance(value, _KINDS[key]) or isinstance(value, bool)]
-        if wrong or data.get("status") not in STATUSES:
-            raise ValueError(f"wrong type: {', '.join(wrong[:5]) or 'status'}")
-        if any(
-            type(stage) is not dict or set(stage) != _SPREAD or not _numbers(stage) for stage in data["ms"].values()
-        ):
-            raise ValueError("wrong type: ms")
-        if not all(_is_number(value) for value in data["totals_ms"]):
-            raise ValueError("wrong type: totals_ms")
-        frozen: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        return RunRecord(**frozen)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        wrong = [key for key, value in data.items() if not _RULES[key](value)]
+        if wrong:
+            raise ValueError(f"wrong type: {', '.join(wrong[:5])}")
+        return RunRecord(**{key: _frozen(value) for key, value in data.items()})
+    except (ValueError, TypeError, RecursionError) as error:
         raise InputError("this is no line of a results file", where=where, got=str(error)[:200]) from error
 
 
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _optional(rule: Rule) -> Rule:
+    return lambda value: value is None or rule(value)
+
+
+def _every(rule: Rule) -> Rule:
+    return lambda value: isinstance(value, list) and all(map(rule, value))
+
+
+def _having(keys: Iterable[str], rule: Rule) -> Rule:
+    """An object with these keys at least, whose values are all as ``rule`` wants."""
+    wanted = set(keys)
+    return lambda value: isinstance(value, dict) and wanted <= set(value) and all(map(rule, value.values()))
+
+
+def _setting(value: Any) -> bool:
+    return isinstance(value, dict) and all(_number(value.get(key)) for key in ("conf", "iou", "max_det"))
+
+
+def _stages(value: Any) -> bool:
+    return _having((), _spread)(value) and (not value or set(value) == set(STAGES))
+
+
+def _spread(value: Any) -> bool:
+    return _having(_SPREAD, _number)(value) and set(value) == _SPREAD
+
+
+def _point(value: Any) -> bool:
+    return _every(_number)(value) and len(value) == 2
+
+
+def _any_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
 _SPREAD = {f.name for f in fields(Spread)}
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, _NUMBER) and not isinstance(value, bool)
-
-
-def _numbers(stage: Mapping[str, object]) -> bool:
-    return all(_is_number(value) for value in stage.values())
+_RULES: dict[str, Rule] = {
+    **dict.fromkeys(("run", "started", "contender", "model", "model_sha256"), _text),
+    **dict.fromkeys(("backend", "backend_version", "generator", "energy"), _text),
+    **dict.fromkeys(("threads", "batch", "frames", "pictures", "artefact_bytes"), _count),
+    **dict.fromkeys(("fps", "load_ms", "first_ms", "candidates", "kept", "joules", "ap50", "ap"), _optional(_number)),
+    "status": lambda value: value in STATUSES,
+    "scenario": lambda value: value in SCENARIOS,
+    "setting": _setting,
+    "ms": _stages,
+    "query_ms": _optional(_spread),
+    "rss_bytes": _optional(_count),
+    "curve": _every(_point),
+    "ap_setting": _optional(_any_object),
+    "ratio": _optional(_having(("value", "low", "high"), _number)),
+    "totals_ms": _every(_number),
+    "rounds": _every(_count),
+    "states": _every(_having((), _optional(_number))),
+    "machine": _any_object,
+    "reason": _optional(_text),
+}
+"""What every key's value has to be: the file may come from anywhere."""

@@ -11,6 +11,8 @@ import numpy.typing as npt
 RESAMPLES = 1000
 CONFIDENCE = 0.95
 SEED = 0
+MIN_ROUNDS = 5
+"""Fewer do not show how much rounds differ: without them there is no ratio."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -70,6 +72,28 @@ def ratio(blocks: Sequence[Floats], reference: Sequence[Floats]) -> TimeRatio:
     tail = (1 - CONFIDENCE) / 2
     low, high = (float(q) for q in np.quantile(drawn, (tail, 1 - tail)))
     return TimeRatio(float(np.median(own) / np.median(other)), low, high)
+
+
+def independent_ratio(blocks: Sequence[Floats], reference: Sequence[Floats]) -> TimeRatio:
+    """How much longer ``blocks`` took than ``reference``, which was measured in another run.
+
+    As ``ratio``, but no round of one ran next to a round of the other: each side has draws of its own. What changed
+    between the runs, such as other work on the machine, is in the ratio and not in the interval.
+
+    Args:
+        blocks, reference: times of the frames of each round; they need not have as many rounds.
+    """
+    rng = np.random.default_rng(SEED)
+    own, other = (np.array([np.median(block) for block in side]) for side in (blocks, reference))
+    drawn = _drawn_medians(own, rng) / _drawn_medians(other, rng)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = (float(q) for q in np.quantile(drawn, (tail, 1 - tail)))
+    return TimeRatio(float(np.median(own) / np.median(other)), low, high)
+
+
+def _drawn_medians(values: Floats, rng: np.random.Generator) -> Floats:
+    """(RESAMPLES,) medians of draws with replacement; one after the other, as a file may have very many rounds."""
+    return np.array([np.median(rng.choice(values, len(values))) for _ in range(RESAMPLES)])
 
 
 def settled(medians: Sequence[float], tolerance: float = 0.05, window: int = 3) -> bool:

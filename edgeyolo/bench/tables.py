@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich import box
 from rich.table import Table
@@ -13,22 +13,14 @@ from edgeyolo.bench.record import RunRecord
 from edgeyolo.errors import printable
 
 COLUMNS = (
-    *(
-        "contender",
-        "infer p50",
-        "NMS p50",
-        "total p50",
-        "p90",
-        "p99",
-        "jitter",
-        "FPS",
-        "x first",
-        "first ms",
-        "load ms",
-    ),
-    *("RSS MiB", "bytes", "before", "after", "AP50", "AP"),
+    *("contender", "infer p50", "NMS p50", "total p50", "p90", "p99", "jitter", "FPS", "x first", "query p90"),
+    *("query p99", "first ms", "load ms", "RSS MiB", "bytes", "before", "after", "J/frame", "AP50", "AP"),
 )
 """Milliseconds where nothing else is said; ``x first``: median total as a multiple of the first contender's."""
+OPTIONAL = ("query p90", "query p99", "J/frame", "AP50", "AP")
+"""Columns that are left out where nobody has them."""
+NOISE = 0.1
+"""An interval that reaches so far to both sides of 1 hides a difference that a user would want to know."""
 
 
 def cells(record: RunRecord) -> list[str]:
@@ -38,13 +30,15 @@ def cells(record: RunRecord) -> list[str]:
         reason = (record.reason or "nothing measured").splitlines()[0]
         return [record.contender, f"{record.status}: {reason}", *["-"] * (len(COLUMNS) - 2)]
     ratio = record.ratio and f"{record.ratio['value']:.2f} [{record.ratio['low']:.2f}, {record.ratio['high']:.2f}]"
+    query = record.query_ms or {}
     return [
         record.contender, f"{infer.p50:.2f}", f"{nms.p50:.3f}", f"{total.p50:.2f}", f"{total.p90:.2f}",
         f"{total.p99:.2f}", f"{total.jitter:.2f}", _figure(record.fps, ".1f"), ratio or "1",
+        _figure(query.get("p90"), ".2f"), _figure(query.get("p99"), ".2f"),
         _figure(record.first_ms, ".1f"), _figure(record.load_ms, ".0f"),
         _figure(record.rss_bytes and record.rss_bytes / 2**20, ".0f"), f"{record.artefact_bytes:,}",
-        _figure(record.candidates, ".1f"), _figure(record.kept, ".1f"), _figure(record.ap50, ".4f"),
-        _figure(record.ap, ".4f"),
+        _figure(record.candidates, ".1f"), _figure(record.kept, ".1f"), _figure(record.joules, ".3g"),
+        _figure(record.ap50, ".4f"), _figure(record.ap, ".4f"),
     ]  # fmt: skip
 
 
@@ -53,24 +47,64 @@ def _figure(value: float | None, form: str) -> str:
 
 
 def columns(records: Sequence[RunRecord]) -> list[int]:
-    """Which columns say anything: AP only where somebody has it."""
-    judged = any(record.ap is not None for record in records)
-    return [i for i, name in enumerate(COLUMNS) if judged or not name.startswith("AP")]
+    """Which columns say anything."""
+    rows = [cells(record) for record in records]
+    return [i for i, name in enumerate(COLUMNS) if name not in OPTIONAL or any(row[i] != "-" for row in rows)]
 
 
 def caption(records: Sequence[RunRecord]) -> str:
-    """What the figures rest on, in one line."""
-    s = records[0].setting
-    kinds = ", ".join(sorted({str(r.setting.get("nms")) for r in records if r.setting.get("nms")})) or "-"
+    """What the figures rest on, in one line, and what they do not tell, in more."""
+    settings = [r.setting for r in records]
+    confs = ", ".join(f"{c:g}" for c in dict.fromkeys(s["conf"] for s in settings))
+    kinds = ", ".join(sorted({str(s.get("nms")) for s in settings if s.get("nms")})) or "-"
     frames = [r.frames for r in records if r.ms]
-    return (
-        f"ms a frame, from picture file to boxes; NMS is inside total: score > {s['conf']:g}, overlap <= {s['iou']:g} "
-        f"({kinds}), at most {s['max_det']}; {records[0].pictures} pictures, "
+    lines = [
+        f"ms a frame, from picture file to boxes; NMS is inside total: score > {confs}, overlap <= "
+        f"{settings[0]['iou']:g} ({kinds}), at most {settings[0]['max_det']}; {records[0].pictures} pictures, "
         f"{min(frames, default=0)} frames or more each, interleaved"
-    )
+    ]
+    return "\n".join([*lines, *_scored(records), *_energy(records), *_doubts(records)])
 
 
-TERMINAL = ("contender", "infer p50", "NMS p50", "total p50", "p99", "FPS", "x first", "before", "after", "AP50", "AP")
+def _scored(records: Sequence[RunRecord]) -> Iterator[str]:
+    for s in (r.ap_setting for r in records if r.ap_setting is not None):
+        yield (
+            f"AP: COCO's, {s.get('pictures')} pictures of {s.get('data')}, score > {s.get('conf')}, "
+            f"overlap <= {s.get('iou')}, at most {s.get('max_det')}"
+        )
+        return
+
+
+def _energy(records: Sequence[RunRecord]) -> Iterator[str]:
+    """Where joules come from, or why there are none; both once."""
+    texts = dict.fromkeys(r.energy for r in records if r.energy and r.ms)
+    yield from (f"energy: {text}" for text in texts)
+
+
+def _doubts(records: Sequence[RunRecord]) -> Iterator[str]:
+    """Who cannot be told from the first: as fast as it, or too noisy to know."""
+    open_ = [r for r in records if r.ratio is not None and r.ratio["low"] <= 1 <= r.ratio["high"]]
+    noisy = [r for r in open_ if r.ratio is not None and max(1 - r.ratio["low"], r.ratio["high"] - 1) > NOISE]
+    level = [r for r in open_ if r not in noisy]
+    for rows, what in ((level, "as fast as the first, as far as this run shows"), (noisy, "too noisy to tell")):
+        if rows:
+            yield f"{what}: {', '.join(r.contender for r in rows)}"
+
+
+TERMINAL = (
+    "contender",
+    "infer p50",
+    "NMS p50",
+    "total p50",
+    "p99",
+    "FPS",
+    "x first",
+    "query p99",
+    "before",
+    "J/frame",
+    "AP50",
+    "AP",
+)
 """What a terminal has room for; the rest stands in the files."""
 
 
@@ -78,7 +112,7 @@ def run_table(records: Sequence[RunRecord]) -> Table:
     """For a terminal; a contender that failed has its reason below the table."""
     failed = [f"{r.contender}: {cells(r)[1]}" for r in records if not r.ms]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption="\n".join(
-        [*map(printable, failed), caption(records)]
+        [*map(printable, failed), *map(printable, caption(records).splitlines())]
     ))  # fmt: skip
     shown = [i for i in columns(records) if COLUMNS[i] in TERMINAL]
     for i in shown:

@@ -11,9 +11,11 @@ import os
 import sys
 import time
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from edgeyolo.bench import loadgen, scenarios
 from edgeyolo.bench.backends import Backend, open_backend
 from edgeyolo.bench.frames import Frames, Setting
 from edgeyolo.errors import EdgeYoloError
@@ -26,6 +28,7 @@ class _Worker:
     def __init__(self) -> None:
         self.backend: Backend | None = None
         self.frames: Frames | None = None
+        self.generator = loadgen.generator()
 
     def load(self, request: dict[str, Any]) -> dict[str, Any]:
         """Pin the process, open the model, run it once."""
@@ -38,24 +41,45 @@ class _Worker:
         backend.load(Path(request["path"]), request["threads"], None if weights is None else Path(weights))
         loaded = time.perf_counter_ns()
         pictures = [Path(name) for name in request["pictures"]]
-        self.frames = Frames(backend, pictures, Setting(**request["setting"]))
+        self.frames = Frames(backend, pictures, Setting(**request["setting"]), request["batch"])
         first = self.frames.one()
         assert backend.detector is not None
         return {
             "load_ms": (loaded - start) / 1e6,
-            "first_ms": first.infer,
+            "first_ms": first.infer * request["batch"],
             "version": backend.version(),
+            "generator": self.generator,
             "nms": backend.detector.nms_kind,
         }
 
     def run(self, request: dict[str, Any]) -> dict[str, Any]:
         """Measure frames until there are enough of them and enough time has passed."""
         assert self.frames is not None
-        end = time.perf_counter() + request["seconds"]
-        frames = [self.frames.one()]
-        while len(frames) < request["frames"] or time.perf_counter() < end:
-            frames.append(self.frames.one())
-        return {"frames": frames, "rss": peak_memory()}
+        one, least, seconds = self.frames.one, request["frames"], request["seconds"]
+        if request["scenario"] is not None:
+            run = scenarios.run if self.generator == scenarios.OWN else loadgen.run
+            load = run(request["scenario"], one, least, seconds, request["rate"], request["seed"])
+            return {**load._asdict(), "rss": peak_memory()}
+        start = time.perf_counter()
+        frames = [one()]
+        while len(frames) < least or time.perf_counter() < start + seconds:
+            frames.append(one())
+        return {"frames": frames, "query_ms": [], "seconds": time.perf_counter() - start, "rss": peak_memory()}
+
+    def judge(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Average precision of this model in this backend."""
+        from edgeyolo.datasets import load_dataset
+        from edgeyolo.evaluate import Setting as Choices
+        from edgeyolo.evaluate import evaluate
+        from edgeyolo.progress import Log
+
+        assert self.backend is not None and self.backend.detector is not None
+        choices = Choices()
+        score = evaluate(
+            self.backend, self.backend.detector, load_dataset(request["data"]), choices, Log(quiet=True)
+        )  # fmt: skip
+        setting = {"data": request["data"], "pictures": score.pictures, **asdict(choices)}
+        return {"ap50": score.values["AP50"], "ap": score.values["AP"], "setting": setting}
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ class DarknetRunner:
         self._module: torch.nn.Module | None = None
         self._input: torch.Tensor | None = None
         self._outputs: list[torch.Tensor] = []
+        self._batched = False
 
     @classmethod
     def of(cls, module: torch.nn.Module, detector: Detector) -> DarknetRunner:
@@ -45,12 +46,14 @@ class DarknetRunner:
         self.detector, self._module = loaded.detector, loaded.module.eval()
 
     def set_inputs(self, pixels: npt.NDArray[Any]) -> None:
-        """Take (C, H, W) uint8 network pixels."""
+        """Take (C, H, W) uint8 network pixels; or (N, C, H, W), and the outputs keep the batch axis."""
         import torch
 
         if self.detector is None:
             raise InputError("no model is loaded")
-        x = torch.from_numpy(pixels[None].astype(np.float32) * np.float32(self.detector.preprocess.scale))
+        self._batched = pixels.ndim == 4
+        batch = pixels if self._batched else pixels[None]
+        x = torch.from_numpy(batch.astype(np.float32) * np.float32(self.detector.preprocess.scale))
         first = next(self._module.parameters(), None) if self._module is not None else None
         self._input = x if first is None else x.to(first.device)
 
@@ -64,5 +67,5 @@ class DarknetRunner:
             self._outputs = list(self._module(self._input))
 
     def outputs(self) -> list[npt.NDArray[np.float32]]:
-        """Return the raw heads of the one picture, in the order of ``detector.heads``."""
-        return [output[0].cpu().numpy() for output in self._outputs]
+        """Return the raw heads, in the order of ``detector.heads``."""
+        return [(output if self._batched else output[0]).cpu().numpy() for output in self._outputs]

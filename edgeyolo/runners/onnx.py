@@ -32,6 +32,7 @@ class OnnxRunner:
         self._names: list[str] = []
         self._feeds: dict[str, npt.NDArray[Any]] = {}
         self._outputs: list[npt.NDArray[Any]] = []
+        self._batched = False
 
     def load(self, path: Path | bytes) -> None:
         """Open an ONNX file, or its bytes.
@@ -48,6 +49,8 @@ class OnnxRunner:
     def set_inputs(self, pixels: npt.NDArray[Any]) -> None:
         """Take (C, H, W) network pixels: uint8 are multiplied by the detector's scale, float32 are fed as they are.
 
+        (N, C, H, W) are N pictures at a time, for a model with that batch; its outputs keep the batch axis.
+
         Raises InputError if the pixels are uint8 and the file does not say the scale.
         """
         if pixels.dtype == np.uint8:
@@ -57,7 +60,8 @@ class OnnxRunner:
                     hint="export it with this tool, or feed float32",
                 )
             pixels = pixels.astype(np.float32) * np.float32(self.detector.preprocess.scale)
-        self._feeds = {self._loaded().get_inputs()[0].name: pixels[None]}
+        self._batched = pixels.ndim == 4
+        self._feeds = {self._loaded().get_inputs()[0].name: pixels if self._batched else pixels[None]}
 
     def infer(self) -> None:
         """Run the session once. Raises InputError if the input does not fit the model."""
@@ -68,7 +72,7 @@ class OnnxRunner:
 
     def outputs(self) -> list[npt.NDArray[np.float32]]:
         """Return the picture's heads without the batch axis, or the boxes and scores of a graph that decodes itself."""
-        return [np.asarray(output[0], np.float32) for output in self._outputs]
+        return [np.asarray(output if self._batched else output[0], np.float32) for output in self._outputs]
 
     def _loaded(self) -> Any:
         """Return the session, or say that there is none."""

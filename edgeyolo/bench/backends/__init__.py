@@ -10,13 +10,15 @@ import importlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from edgeyolo.detector import Detector
 from edgeyolo.errors import InputError
+
+Device = Literal["cpu", "gpu"]
 
 
 class Backend(Protocol):
@@ -25,7 +27,7 @@ class Backend(Protocol):
     detector: Detector | None
     """The model's facts, from ``load`` on."""
 
-    def load(self, path: Path, threads: int, weights: Path | None) -> None:
+    def load(self, path: Path, threads: int = 1, weights: Path | None = None) -> None:
         """Open the model for ``threads`` threads.
 
         Args:
@@ -37,7 +39,10 @@ class Backend(Protocol):
         """
 
     def set_inputs(self, pixels: npt.NDArray[np.uint8]) -> None:
-        """Take (C, H, W) network pixels; converting them to what the model reads belongs to the frame's time."""
+        """Take (C, H, W) network pixels; converting them to what the model reads belongs to the frame's time.
+
+        Where ``Kind.batches``, (N, C, H, W) are N pictures at a time, and ``outputs`` keeps the batch axis.
+        """
 
     def infer(self) -> None:
         """Execute once, synchronously."""
@@ -51,33 +56,49 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class Kind:
-    """A backend's name, the packages that it needs (``a|b``: one of them), how to install them, what it executes."""
+    """What is known of a backend before it is loaded.
+
+    Args:
+        name: as the user writes it.
+        needs: packages, ``a|b`` for one of them; ``install`` says how to get them.
+        takes: what it executes, in words.
+        threads, batches: whether it runs with more than one thread, and with more than one picture at a time.
+        device: where the work is done, so whose energy counts.
+    """
 
     name: str
     needs: tuple[str, ...]
     install: str
     takes: str
+    threads: bool = True
+    batches: bool = False
+    device: Device = "cpu"
 
 
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("ort", ("onnxruntime",), "pip install 'edgeyolo[onnx]'", ".onnx files and bundles: ONNX Runtime, CPU"),
-        Kind("engine", (), "install gcc or clang", "bundles for fpga: the C99 integer engine"),
-        Kind("torch", ("torch",), "pip install torch", ".cfg with --weights: eager"),
+        Kind(
+            "ort", ("onnxruntime",), "pip install 'edgeyolo[onnx]'",
+            ".onnx files and bundles: ONNX Runtime, CPU", batches=True,
+        ),
+        Kind("engine", (), "install gcc or clang", "bundles for fpga: the C99 integer engine", threads=False),
+        Kind("torch", ("torch",), "pip install torch", ".cfg with --weights: eager", batches=True),
         Kind("torch-compile", ("torch",), "pip install torch", ".cfg with --weights: torch.compile"),
         Kind("ncnn", ("ncnn", "pnnx", "onnx"), "pip install ncnn pnnx onnx", ".onnx files: ncnn, converted by pnnx"),
-        Kind("openvino", ("openvino", "onnx"), "pip install openvino onnx", ".onnx files and bundles: OpenVINO, CPU"),
+        Kind(
+            "openvino", ("openvino", "onnx"), "pip install openvino onnx",
+            ".onnx files and bundles: OpenVINO, CPU", batches=True,
+        ),
         Kind("opencv", ("cv2", "onnx"), "pip install opencv-python-headless onnx", ".onnx files: OpenCV DNN"),
         Kind("litert", ("ai_edge_litert",), "pip install ai-edge-litert", ".tflite files: LiteRT"),
         Kind(
-            "tensorrt",
-            ("tensorrt|tensorrt_rtx|tensorrt_rtx_bindings",),
-            "pip install tensorrt; on a Jetson: python3-libnvinfer",
-            "bundles for tensorrt: the engine built here",
+            "tensorrt", ("tensorrt|tensorrt_rtx|tensorrt_rtx_bindings",),
+            "pip install tensorrt; on a Jetson: python3-libnvinfer", "bundles for tensorrt: the engine built here",
+            threads=False, device="gpu",
         ),
     )
-}
+}  # fmt: skip
 """Every backend by its name; the module of that name here (``-`` is ``_``) has a class ``Backend``."""
 
 

@@ -57,7 +57,7 @@ class Backend:
         self.detector: Detector | None = None
         self._model = Model()
 
-    def load(self, path: Path, threads: int, weights: Path | None) -> None:
+    def load(self, path: Path, threads: int = 1, weights: Path | None = None) -> None:
         """See the protocol; the engine is compiled here. Raises InputError for more than one thread too."""
         bundle = check_bundle("engine", path, "fpga")
         check_one_thread("engine", threads)

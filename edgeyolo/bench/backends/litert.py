@@ -25,7 +25,7 @@ class Backend:
         self._interpreters: Any = importlib.import_module("ai_edge_litert.interpreter")
         self.detector: Detector | None = None
 
-    def load(self, path: Path, threads: int, weights: Path | None) -> None:
+    def load(self, path: Path, threads: int = 1, weights: Path | None = None) -> None:
         """See the protocol."""
         with refusing("LiteRT", path):
             text = _metadata(check_file("litert", path, ".tflite").read_bytes())

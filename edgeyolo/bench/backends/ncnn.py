@@ -28,7 +28,7 @@ class Backend:
         self.detector: Detector | None = None
         self._results: list[Any] = []
 
-    def load(self, path: Path, threads: int, weights: Path | None) -> None:
+    def load(self, path: Path, threads: int = 1, weights: Path | None = None) -> None:
         """See the protocol; the load time has the conversion in it."""
         self.detector, present, names = read_onnx(check_file("ncnn", path, ".onnx"))
         self._path = path

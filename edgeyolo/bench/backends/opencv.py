@@ -21,7 +21,7 @@ class Backend:
         self.detector: Detector | None = None
         self._results: Any = ()
 
-    def load(self, path: Path, threads: int, weights: Path | None) -> None:
+    def load(self, path: Path, threads: int = 1, weights: Path | None = None) -> None:
         """See the protocol; the number of threads is that of the whole process."""
         self.detector, _, self._names = read_onnx(check_file("opencv", path, ".onnx"))
         self._path = path

@@ -27,30 +27,39 @@ class Backend:
         self._openvino: Any = importlib.import_module("openvino")
         self.detector: Detector | None = None
 
-    def load(self, path: Path, threads: int, weights: Path | None) -> None:
-        """See the protocol; a symbolic batch becomes 1."""
-        file = onnx_file("openvino", path)
-        self.detector, _, names = read_onnx(file)
+    def load(self, path: Path, threads: int = 1, weights: Path | None = None) -> None:
+        """See the protocol; a symbolic batch becomes 1, until a batch comes."""
+        self._file, self._threads = onnx_file("openvino", path), threads
+        self.detector, _, self._names = read_onnx(self._file)
+        self._compile(1)
+
+    def _compile(self, batch: int) -> None:
+        assert self.detector is not None
         size = self.detector.preprocess
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
-            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_NUM_THREADS": self._threads,
             "INFERENCE_PRECISION_HINT": PRECISION,
         }
-        with refusing("OpenVINO", path):
+        with refusing("OpenVINO", self._file):
             core = self._openvino.Core()
-            model = core.read_model(file)
-            if model.is_dynamic():
-                model.reshape([1, size.channels, size.height, size.width])
+            model = core.read_model(self._file)
+            if model.is_dynamic() or batch != 1:
+                model.reshape([batch, size.channels, size.height, size.width])
             self._compiled = core.compile_model(model, "CPU", settings)
             self._request = self._compiled.create_infer_request()
-            self._heads = [self._request.get_tensor(name) for name in names]
+            self._heads = [self._request.get_tensor(name) for name in self._names]
+        self._batch = batch
 
     def set_inputs(self, pixels: npt.NDArray[np.uint8]) -> None:
-        """Take (C, H, W) network pixels."""
+        """Take (C, H, W) network pixels, or (N, C, H, W); the first batch of a new size compiles the model again."""
         assert self.detector is not None
-        self._request.set_input_tensor(self._openvino.Tensor(network_input(pixels, self.detector)))
+        x = network_input(pixels, self.detector)
+        if len(x) != self._batch:
+            self._compile(len(x))
+        self._batched = pixels.ndim == 4
+        self._request.set_input_tensor(self._openvino.Tensor(x))
 
     def infer(self) -> None:
         """Execute once."""
@@ -58,7 +67,7 @@ class Backend:
 
     def outputs(self) -> list[npt.NDArray[np.float32]]:
         """See the protocol."""
-        return [np.array(head.data[0], np.float32) for head in self._heads]
+        return [np.array(head.data if self._batched else head.data[0], np.float32) for head in self._heads]
 
     def version(self) -> str:
         """Of OpenVINO."""

@@ -81,8 +81,9 @@ def no_detector(path: Path) -> InputError:
 
 
 def network_input(pixels: npt.NDArray[np.uint8], detector: Detector) -> npt.NDArray[np.float32]:
-    """Network pixels (C, H, W) as (1, C, H, W) float32, scaled, contiguous: libraries read its memory."""
-    return pixels[None].astype(np.float32, order="C") * np.float32(detector.preprocess.scale)
+    """Pixels (C, H, W) or (N, C, H, W) as (N, C, H, W) float32, scaled, contiguous: libraries read its memory."""
+    batch = pixels if pixels.ndim == 4 else pixels[None]
+    return batch.astype(np.float32, order="C") * np.float32(detector.preprocess.scale)
 
 
 @contextmanager
