@@ -29,8 +29,10 @@ LAYERS = (
         *("agreement", "assets", "bundle", "calibration", "detector", "draw", "images", "ort", "output", "packing"),
         *(
             "engine_process",
+            "html",
             "jetson",
             "nms",
+            "plots",
             "postprocess",
             "profile",
             "profile_file",

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 from edgeyolo.errors import printable
+from edgeyolo.plots import png
 from edgeyolo.sheet.content import Sheet, choice_text, choose
 from edgeyolo.sheet.panes import panes
-from edgeyolo.sheet.plots import PAPER_INK, figures, png
+from edgeyolo.sheet.plots import PAPER_INK, figures
 
 PANE = (360, 270)
 """Place of one pane in pixels; the picture fits into it."""

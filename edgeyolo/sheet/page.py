@@ -1,60 +1,47 @@
 """The sheet as one HTML file: pictures and plots inside it, no script, nothing fetched.
 
-Every text that comes from a file or a command line passes ``_text``; the content security policy in the head would stop
-what slipped through from running or loading anything.
+Every text that comes from a file or a command line passes ``escape``; the content security policy in the head would
+stop what slipped through from running or loading anything.
 """
 
 from __future__ import annotations
 
 import base64
-import html
 import io
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image
 
-from edgeyolo.errors import printable
 from edgeyolo.evaluate import RECALLS, ClassScore, Score
+from edgeyolo.html import escape, page
+from edgeyolo.plots import INK, svg
 from edgeyolo.postprocess import Floats
 from edgeyolo.sheet.content import Sheet, Side, choice_text, choose
 from edgeyolo.sheet.panes import OTHER, SAME, panes
-from edgeyolo.sheet.plots import COLOURS, INK, figures, svg
+from edgeyolo.sheet.plots import COLOURS, figures
 from edgeyolo.sheet.style import STYLE
 
 JPEG_QUALITY = 82
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def html_page(sheet: Sheet) -> str:
     """The whole document. Raises InputError if a picture cannot be read again."""
-    title = _text(sheet.title)
     colours = "".join(f"--{role}:{colour};" for role, colour in COLOURS.items())
     colours += "".join(f"--{name}:rgb{colour};" for name, colour in (("same", SAME), ("other", OTHER)))
-    head = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>:root{{{colours}}}\n{STYLE}</style>\n</head>\n"
-    )
     parts = [*_header(sheet), *_figures(sheet), *_plots(sheet), *_pictures(sheet), *_classes(sheet), *_layers(sheet)]
-    return f"{head}<body>\n<main>\n{''.join(parts)}</main>\n</body>\n</html>\n"
-
-
-def _text(value: object) -> str:
-    """Any text as HTML: no markup, no control characters."""
-    return html.escape(printable(str(value)).replace("\n", " "))
+    return page(sheet.title, f":root{{{colours}}}\n{STYLE}", "".join(parts))
 
 
 def _header(sheet: Sheet) -> Iterator[str]:
     """Title, models, data and settings."""
-    yield f"<header><h1>{_text(sheet.title)}</h1>\n<dl>\n"
+    yield f"<header><h1>{escape(sheet.title)}</h1>\n<dl>\n"
     for side in sheet.sides:
         role = sheet.role(side)
-        yield f'<dt><i class="{role}"></i>{role}</dt><dd><b>{_text(side.name)}</b> ({_text(side.kind)})</dd>\n'
-    yield f"<dt>data</dt><dd>{_text(sheet.data)}</dd>\n"
-    yield f"<dt>settings</dt><dd>{'<br>'.join(_text(line) for line in sheet.settings)}</dd>\n</dl></header>\n"
+        yield f'<dt><i class="{role}"></i>{role}</dt><dd><b>{escape(side.name)}</b> ({escape(side.kind)})</dd>\n'
+    yield f"<dt>data</dt><dd>{escape(sheet.data)}</dd>\n"
+    yield f"<dt>settings</dt><dd>{'<br>'.join(escape(line) for line in sheet.settings)}</dd>\n</dl></header>\n"
 
 
 def _figures(sheet: Sheet) -> Iterator[str]:
@@ -116,7 +103,7 @@ def _pictures(sheet: Sheet) -> Iterator[str]:
         text = ""
         if counts is not None:
             text = f"{counts.matched} matched, {counts.missed} missed, {counts.invented} invented"
-        yield f"<article><h3>{_text(sheet.pictures[i].name)} <small>{text}</small></h3>\n<div>\n"
+        yield f"<article><h3>{escape(sheet.pictures[i].name)} <small>{text}</small></h3>\n<div>\n"
         for pane in panes(sheet, i):
             image = f'<img alt="{pane.role}: {pane.caption}" src="{_data_uri(pane.image)}">'
             zoom = f'<label><input type="checkbox" aria-label="enlarge: {pane.role}">{image}</label>'
@@ -163,7 +150,7 @@ def _classes(sheet: Sheet) -> Iterator[str]:
         curves = _curves([(role, classes[name]) for role, classes in scored])
         cells = _cells(iter([*(c.ap50 for c in rows), *(c.ap for c in rows)]))
         cells += f"<td>{_figure(rows[1].ap50 - rows[0].ap50, '+')}</td>" if len(rows) > 1 else ""
-        yield f"<tr><th>{_text(name)}</th><td>{rows[0].boxes}</td>{cells}<td>{curves}</td></tr>\n"
+        yield f"<tr><th>{escape(name)}</th><td>{rows[0].boxes}</td>{cells}<td>{curves}</td></tr>\n"
     yield "</table></div></section>\n"
 
 
@@ -195,6 +182,6 @@ def _layer_table(side: Side) -> Iterator[str]:
     yield f'<div class="wide"><table><tr>{"".join(f"<th>{head}</th>" for head in heads)}</tr>\n'
     for layer in side.layers:
         figures = f"{layer.snr_db:.1f}".replace("-", "−"), f"{layer.clipped:.2%}", f"{layer.saturated:.2%}"
-        cells = "".join(f"<td>{cell}</td>" for cell in (_text(layer.qtype), *figures))
-        yield f"<tr><th>{_text(layer.name)}</th>{cells}</tr>\n"
+        cells = "".join(f"<td>{cell}</td>" for cell in (escape(layer.qtype), *figures))
+        yield f"<tr><th>{escape(layer.name)}</th>{cells}</tr>\n"
     yield "</table></div>\n"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from edgeyolo.errors import InputError
 from edgeyolo.output import check_free_file, write_file
+from edgeyolo.plots import require_matplotlib
 from edgeyolo.sheet.contact import contact_sheet
 from edgeyolo.sheet.content import Sheet
 from edgeyolo.sheet.page import html_page
-from edgeyolo.sheet.plots import require_matplotlib
 
 SUFFIXES = (".html", ".png")
 
@@ -34,7 +34,7 @@ def check_sheet(target: Path, *, force: bool, curves: bool) -> None:
         raise InputError("the sheet's file exists", where=target, hint=hint)
     check_free_file(target, force=force)
     if curves:
-        require_matplotlib()
+        require_matplotlib("the sheet's curves")
 
 
 def write_sheet(target: Path, sheet: Sheet, *, force: bool = False) -> None:
