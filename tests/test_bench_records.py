@@ -80,6 +80,15 @@ def test_what_is_written_is_read_back(tmp_path):
         ({"ms": {"total": {"p50": 1}}}, "wrong type: ms"),
         ({"ms": {"total": 3}}, "wrong type: ms"),
         ({"totals_ms": [1, "2"]}, "wrong type: totals_ms"),
+        ({"totals_ms": [float("nan")]}, "wrong type: totals_ms"),
+        ({"joules": 10**400}, "too large"),
+        ({"setting": {"conf": 0.25, "iou": "0", "max_det": 300}}, "wrong type: setting"),
+        ({"ratio": {"value": 1}}, "wrong type: ratio"),
+        ({"curve": [[1, 2, 3]]}, "wrong type: curve"),
+        ({"states": [{"load": "high"}]}, "wrong type: states"),
+        ({"scenario": "Rush"}, "wrong type: scenario"),
+        ({"query_ms": {"p50": 1}}, "wrong type: query_ms"),
+        ({"frames": -1}, "wrong type: frames"),
     ],
 )
 def test_damaged_records_are_refused(change, words, tmp_path):

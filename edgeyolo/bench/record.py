@@ -158,7 +158,7 @@ def parse_record(line: str, where: str) -> RunRecord:
         if wrong:
             raise ValueError(f"wrong type: {', '.join(wrong[:5])}")
         return RunRecord(**{key: _frozen(value) for key, value in data.items()})
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise InputError("this is no line of a results file", where=where, got=str(error)[:200]) from error
 
 

@@ -92,8 +92,10 @@ def independent_ratio(blocks: Sequence[Floats], reference: Sequence[Floats]) -> 
 
 
 def _drawn_medians(values: Floats, rng: np.random.Generator) -> Floats:
-    """(RESAMPLES,) medians of draws with replacement; one after the other, as a file may have very many rounds."""
-    return np.array([np.median(rng.choice(values, len(values))) for _ in range(RESAMPLES)])
+    """(RESAMPLES,) medians of draws with replacement; in portions, as a file may have very many rounds."""
+    rows = max(1, 1_000_000 // len(values))
+    portions = [min(rows, RESAMPLES - done) for done in range(0, RESAMPLES, rows)]
+    return np.concatenate([np.median(rng.choice(values, (count, len(values))), axis=1) for count in portions])
 
 
 def settled(medians: Sequence[float], tolerance: float = 0.05, window: int = 3) -> bool:

@@ -16,6 +16,7 @@ COMMANDS = {
     "detect": "run a model or bundle on pictures",
     "eval": "score a model on a labelled data set",
     "benchmark": "measure latency, NMS time and FPS of models and bundles, interleaved",
+    "compare": "compare two results files of benchmark; a gate for slowdowns",
     "finetune": "polish what export makes: the float model teaches the integers",
     "build": "build the TensorRT engine of a bundle",
     "inspect": "print what TensorRT made of every layer of an engine",
