@@ -25,7 +25,7 @@ def machine_facts() -> dict[str, Any]:
     info = _cpuinfo()
     flags = set((info.get("flags") or info.get("Features") or "").split())
     return {
-        "system": platform.platform(terse=True),
+        "system": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
         "machine": platform.machine(),
         "cpu": info.get("model name") or info.get("Model") or platform.processor() or None,
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
