@@ -4,7 +4,8 @@
 
 readme.jsonl is what ``edgeyolo benchmark --json`` writes; latency.jsonl and exports.jsonl are what ``peers.py`` writes,
 darknet.jsonl comes from ``darknet.py --json``; of a model that was measured again the latest counts. A table stands
-between ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``; what is between is replaced. --check changes nothing and ends with 1 if a document is not up to date.
+between ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``; what is between is replaced. --check changes nothing and ends
+with 1 if a document is not up to date.
 """
 
 from __future__ import annotations
