@@ -316,6 +316,10 @@ def test_every_folder_of_code_is_a_listed_package():
     assert stated == {m for m, path in MODULES.items() if path.name == "__init__.py"}
 
 
+PROGRAMS = ("selftest", "bench", "bench-aarch64")
+"""What make leaves in targets/engine/."""
+
+
 def test_every_data_file_is_in_the_package():
     patterns = _pyproject()["tool"]["setuptools"]["package-data"]
     packages = {path.parent: m for m, path in MODULES.items() if path.name == "__init__.py"}
@@ -324,7 +328,7 @@ def test_every_data_file_is_in_the_package():
         str(path.relative_to(ROOT))
         for folder, _ in PACKAGES
         for path in folder.rglob("*")
-        if path.is_file() and path.suffix not in {".py", *built} and path.name not in (".gitignore", "selftest")
+        if path.is_file() and path.suffix not in {".py", *built} and path.name not in (".gitignore", *PROGRAMS)
         if not any(fnmatch(path.name, p) for p in patterns.get(packages.get(path.parent, ""), ()))
     ]
     assert forgotten == []

@@ -28,6 +28,8 @@ Codes = npt.NDArray[Any]
 
 FLAGS = ("-O3", "-std=c99")
 COMPILE_SECONDS, RUN_SECONDS = 300, 600
+BENCH = "bench.c"
+"""A program of its own beside the self test."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def compile_engine(
     if sources is None:
         with as_file(files("edgeyolo.targets.engine")) as installed:
             return compile_engine(folder, installed, cc=cc, flags=flags)
-    units = sorted(str(path.resolve()) for path in sources.glob("*.c"))
+    units = sorted(str(path.resolve()) for path in sources.glob("*.c") if path.name != BENCH)
     if not units:
         raise InputError("the engine's sources are missing", where=sources, hint="export the bundle again")
     target = folder / "selftest"

@@ -72,8 +72,8 @@ void ey_read_op(const ey_model *m, uint32_t index, ey_op *op)
     }
 }
 
-/* CRC-32 (reflected polynomial 0xEDB88320), four bits at a time. */
-static uint32_t crc32(const uint8_t *p, size_t n)
+/* Four bits at a time. */
+uint32_t ey_crc32(const uint8_t *p, size_t n)
 {
     static const uint32_t table[16] = {
         0x00000000, 0x1DB71064, 0x3B6E20C8, 0x26D930AC, 0x76DC4190, 0x6B6B51F4, 0x4DB26158, 0x5005713C,
@@ -117,7 +117,7 @@ ey_status ey_parse(ey_model *m, const uint8_t *image, size_t size)
         return EY_BAD_VERSION;
     if (ey_word(image + AT_SIZE) != size)
         return EY_BAD_IMAGE;
-    if (ey_word(image + AT_CRC) != crc32(image + CRC_END, size - CRC_END))
+    if (ey_word(image + AT_CRC) != ey_crc32(image + CRC_END, size - CRC_END))
         return EY_BAD_CRC;
     m->tensors = ey_word(image + AT_TENSORS);
     m->ops = ey_word(image + AT_OPS);

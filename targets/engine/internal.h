@@ -46,6 +46,7 @@ void ey_read_op(const ey_model *m, uint32_t index, ey_op *op);
 const uint8_t *ey_data(const ey_model *m, int32_t offset);
 uint32_t ey_data_bytes(const ey_model *m);
 uint32_t ey_output_index(const ey_model *m, uint32_t index);
+uint32_t ey_crc32(const uint8_t *p, size_t n); /* reflected polynomial 0xEDB88320, as zlib's */
 ey_status ey_parse(ey_model *m, const uint8_t *image, size_t size); /* checks header, CRC and tensors */
 
 /* check.c: everything that running relies on. *scratch: bytes that the hungriest operation needs. */

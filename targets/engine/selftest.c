@@ -8,168 +8,17 @@
  * Exit status: 0 done and the same, 1 different, 2 a file is unreadable or refused.
  * Code files hold a tensor's codes in (c, h, w) order, two-byte codes little endian.
  */
-#define _POSIX_C_SOURCE 200112L
-#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
-#include "internal.h"
-
-enum { DIFFERENT = 1, FAILED = 2, PATH = 4096 };
-
-typedef struct {
-    unsigned char *bytes;
-    size_t size;
-} blob;
-
-typedef struct {
-    ey_model model;
-    blob image;
-    void *arena;
-} program;
-
-static int fail(const char *what, const char *path)
-{
-    fprintf(stderr, "selftest: %s: %s\n", what, path);
-    return FAILED;
-}
-
-static int read_file(const char *path, blob *b)
-{
-    FILE *f = fopen(path, "rb");
-    long size = -1;
-    b->bytes = NULL;
-    if (f != NULL && fseek(f, 0, SEEK_END) == 0)
-        size = ftell(f);
-    if (size >= 0 && size < LONG_MAX && fseek(f, 0, SEEK_SET) == 0)
-        b->bytes = malloc((size_t)size + 1);
-    b->size = (size_t)size;
-    if (b->bytes != NULL && fread(b->bytes, 1, b->size, f) != b->size) {
-        free(b->bytes);
-        b->bytes = NULL;
-    }
-    if (f != NULL)
-        fclose(f);
-    return b->bytes != NULL ? 0 : fail("cannot read", path);
-}
-
-/* Two-byte codes from little endian to host order, or back. */
-static void swap_codes(const ey_tensor *t, unsigned char *codes)
-{
-    const uint16_t probe = 1;
-    unsigned char first;
-    memcpy(&first, &probe, 1);
-    if (first == 1 || t->code_bytes == 1)
-        return;
-    for (uint32_t i = 0; i < t->bytes; i += 2) {
-        unsigned char low = codes[i];
-        codes[i] = codes[i + 1];
-        codes[i + 1] = low;
-    }
-}
-
-static int32_t code_at(const ey_tensor *t, const unsigned char *codes, uint32_t i)
-{
-    int32_t code;
-    ey_widen(t, codes + (size_t)i * t->code_bytes, 1, &code);
-    return code;
-}
-
-static void close_program(program *p)
-{
-    free(p->image.bytes);
-    free(p->arena);
-}
-
-static int open_program(const char *path, program *p)
-{
-    ey_status status;
-    p->arena = NULL;
-    if (read_file(path, &p->image))
-        return FAILED;
-    status = ey_load(&p->model, p->image.bytes, p->image.size, NULL, 0);
-    if (status == EY_ARENA_TOO_SMALL && (p->arena = malloc(p->model.arena_bytes)) != NULL)
-        status = ey_load(&p->model, p->image.bytes, p->image.size, p->arena, p->model.arena_bytes);
-    if (status == EY_OK)
-        return 0;
-    fprintf(stderr, "selftest: %s: refused with status %d\n", path, (int)status);
-    close_program(p);
-    return FAILED;
-}
-
-/* Reads an input's codes in host order. */
-static int read_input(const program *p, const char *path, blob *b)
-{
-    ey_tensor t;
-    if (read_file(path, b))
-        return FAILED;
-    ey_read_tensor(&p->model, p->model.input, &t);
-    if (b->size == t.bytes)
-        swap_codes(&t, b->bytes);
-    return 0;
-}
-
-static int feed(program *p, const blob *b, const char *path)
-{
-    if (ey_set_input(&p->model, b->bytes, b->size) == EY_OK)
-        return 0;
-    return fail("not the codes of the program's input", path);
-}
-
-/* Run with a hook on one input file. */
-static int run_file(program *p, const char *path, ey_hook hook, void *user)
-{
-    blob b;
-    int status;
-    if (read_input(p, path, &b))
-        return FAILED;
-    status = feed(p, &b, path);
-    if (status == 0)
-        ey_infer(&p->model, hook, user);
-    free(b.bytes);
-    return status;
-}
-
-typedef struct {
-    const char *folder;
-    uint64_t elements;
-    int status;
-    uint32_t alive; /* look at tensors that live as long */
-} visit;
-
-static void compare_layer(void *user, uint32_t op, const ey_tensor *t, const void *codes)
-{
-    visit *c = user;
-    char path[PATH];
-    blob want;
-    if (c->status)
-        return;
-    snprintf(path, sizeof path, "%s/%03u.bin", c->folder, (unsigned)op);
-    if (read_file(path, &want)) {
-        c->status = FAILED;
-        return;
-    }
-    swap_codes(t, want.bytes);
-    if (want.size != t->bytes)
-        c->status = fail("wrong size", path);
-    for (uint32_t i = 0; c->status == 0 && i < t->bytes / t->code_bytes; i++, c->elements++) {
-        int32_t got = code_at(t, codes, i), expected = code_at(t, want.bytes, i);
-        if (got == expected)
-            continue;
-        printf("%s differs: operation %u, element (%u, %u, %u), got %d, expected %d\n", path, (unsigned)op,
-               (unsigned)(i / t->w / t->h), (unsigned)(i / t->w % t->h), (unsigned)(i % t->w), (int)got, (int)expected);
-        c->status = DIFFERENT;
-    }
-    free(want.bytes);
-}
+#include "host.h"
 
 static int test(const char *bundle)
 {
     char path[PATH], folder[PATH / 2];
     unsigned pictures, ops;
-    visit c = {folder, 0, 0, 0};
+    golden c = {folder, 0, 0};
     program p;
     FILE *index;
     int fields;
@@ -200,9 +49,15 @@ static int test(const char *bundle)
     return c.status;
 }
 
+typedef struct {
+    const char *folder;
+    uint32_t alive; /* write tensors that live as long */
+    int status;
+} writing;
+
 static void write_layer(void *user, uint32_t op, const ey_tensor *t, const void *codes)
 {
-    visit *c = user;
+    writing *c = user;
     char path[PATH];
     FILE *f;
     unsigned char *copy;
@@ -224,7 +79,7 @@ static void write_layer(void *user, uint32_t op, const ey_tensor *t, const void 
 
 static int run(const char *image, const char *input, const char *folder, int outputs_only)
 {
-    visit c = {folder, 0, 0, 0};
+    writing c = {folder, 0, 0};
     program p;
     int status;
     if (strlen(folder) > PATH / 2)
@@ -235,13 +90,6 @@ static int run(const char *image, const char *input, const char *folder, int out
     status = run_file(&p, input, write_layer, &c);
     close_program(&p);
     return status ? status : c.status;
-}
-
-static int64_t nanoseconds(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
 typedef struct {
@@ -260,15 +108,9 @@ static void note_time(void *user, uint32_t op, const ey_tensor *t, const void *c
     s->before = now;
 }
 
-static int by_size(const void *a, const void *b)
-{
-    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
-    return (x > y) - (x < y);
-}
-
 static int64_t median(int64_t *values, size_t n)
 {
-    qsort(values, n, sizeof *values, by_size);
+    sort_times(values, n);
     return values[n / 2];
 }
 
