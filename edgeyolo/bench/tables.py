@@ -7,7 +7,9 @@ import io
 from collections.abc import Iterator, Sequence
 
 from rich import box
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from edgeyolo.bench.record import RunRecord
 from edgeyolo.errors import printable
@@ -92,37 +94,32 @@ def _doubts(records: Sequence[RunRecord]) -> Iterator[str]:
 
 
 TERMINAL = (
-    "contender",
-    "infer p50",
-    "NMS p50",
-    "total p50",
-    "p99",
-    "FPS",
-    "x first",
-    "query p99",
-    "before",
-    "J/frame",
+    *("contender", "infer p50", "NMS p50", "total p50", "p99", "FPS", "x first", "query p99", "before", "J/frame"),
     "AP50",
-    "AP",
 )
 """What a terminal has room for; the rest stands in the files."""
 
 
-def run_table(records: Sequence[RunRecord]) -> Table:
-    """For a terminal; a contender that failed has its reason below the table."""
-    failed = [f"{r.contender}: {cells(r)[1]}" for r in records if not r.ms]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption="\n".join(
-        [*map(printable, failed), *map(printable, caption(records).splitlines())]
-    ))  # fmt: skip
+def run_table(records: Sequence[RunRecord]) -> Group:
+    """For a terminal, with the caption below; a contender that failed has its reason there."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     shown = [i for i in columns(records) if COLUMNS[i] in TERMINAL]
     for i in shown:
-        table.add_column(
-            COLUMNS[i], justify="left" if i == 0 else "right", overflow="fold", min_width=12 if i == 0 else None
-        )
+        first = i == 0
+        table.add_column(COLUMNS[i], justify="left" if first else "right", overflow="fold", ratio=1 if first else None)
     for record in records:
         row = cells(record)
+        row[COLUMNS.index("x first")] = _short_ratio(record)
         table.add_row(*(printable(row[i]) if record.ms or i == 0 else "-" for i in shown))
-    return table
+    failed = [f"{r.contender}: {cells(r)[1]}" for r in records if not r.ms]
+    return Group(table, *(Text(printable(line)) for line in (*failed, *caption(records).splitlines())))
+
+
+def _short_ratio(record: RunRecord) -> str:
+    """Without the interval: ``~`` where it contains 1, so that nobody knows who is faster."""
+    if record.ratio is None:
+        return "1"
+    return f"{'~' * (record.ratio['low'] <= 1 <= record.ratio['high'])}{record.ratio['value']:.2f}"
 
 
 def run_markdown(records: Sequence[RunRecord]) -> str:
