@@ -74,18 +74,3 @@ def test_the_cards_command_is_one_that_train_takes():
     assert len(lines) == 1
     context = train.make_context("train", shlex.split(lines[0])[2:])
     assert context.params["data"] in (None, "scenes:train") and context.params["seed"] == 0
-
-
-def test_the_main_job_needs_no_file_and_its_bundle_is_proven(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    shown = edgeyolo("export", "--target", "fpga", "--bits", 4, "--data-limit", 32, "--json")
-    assert shown.exit_code == 0, shown.output
-    rows = json.loads(shown.stdout)["ledger"]["stages"]
-    source, program = rows[0], rows[-1]
-    assert source["stage"] == "source" and program["stage"] == "integer program"
-    assert source["ap50"] > 0.9
-    assert program["ap50"] > 0.9 * source["ap50"]  # .981 of it on all 512 scenes
-    kept, figures = next(row for row in rows if row["kept"]), ("ap", "ap50", "f1", "snr_db")
-    assert [program[key] for key in figures] == [kept[key] for key in figures]
-    proven = edgeyolo("verify", "out/digits-fpga")
-    assert proven.exit_code == 0 and "31 layers" in proven.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import click
 import pytest
-from tiny_models import edgeyolo, make_tiny
+from tiny_models import edgeyolo, make_tiny, succeed
 
 from edgeyolo.cli import COMMANDS, main
 from edgeyolo.export.acceptance import installed
@@ -69,6 +70,19 @@ def test_every_command_runs_in_order(folder, monkeypatch):
     made = ("out/digits-fpga/manifest.json", "out/yolo8/weights/headers/network.h", "out/yolo.onnx", "drawn")
     for name in (*made, "eval.html", "out/training/last.weights"):
         assert (folder / name).exists(), name
+    check_main_job(folder / "out" / "digits-fpga")
+
+
+def check_main_job(bundle: Path) -> None:
+    """The main job needs no file, says truly what it kept of the embedded default's AP, and its bundle is proven."""
+    rows = json.loads((bundle / "manifest.json").read_text("utf-8"))["ledger"]["stages"]
+    source, program = rows[0], rows[-1]
+    assert source["stage"] == "source" and program["stage"] == "integer program"
+    assert source["ap50"] > 0.9
+    assert program["ap50"] > 0.9 * source["ap50"]  # .981 of it
+    kept, figures = next(row for row in rows if row["kept"]), ("ap", "ap50", "f1", "snr_db")
+    assert [program[key] for key in figures] == [kept[key] for key in figures]
+    assert "31 layers" in succeed("verify", bundle).output
 
 
 def test_the_two_lines_are_those_that_ci_runs():

@@ -15,7 +15,7 @@ from edgeyolo.verify import verify
 FOLDING_TOLERANCE = 5e-4
 """Heads reach 20; 84 layers of float32 in another order of additions. Measured: 4e-5 and 7e-5."""
 F1_FLOOR = 0.7
-"""Of 8 bit against float on 8 pictures with 15 and 19 objects; measured .93 and .90."""
+"""Of 8 bit against float on 8 pictures with 15 and 19 objects; measured .93 and .92."""
 LAYERS = 108
 PICTURES = 8
 
@@ -24,8 +24,10 @@ MODELS = ("yolo-fastest-1.1", "yolo-fastest-1.1-xl")
 PLAIN = ("--no-equalise", "--no-align", "--no-correct-bias", "--no-reconstruct")
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize(("bits", "options"), [(8, ()), (4, PLAIN)])
+@pytest.mark.parametrize(
+    ("model", "bits", "options"),
+    [(MODELS[0], 8, ()), (MODELS[0], 4, PLAIN), (MODELS[1], 8, ("--no-reconstruct",)), (MODELS[1], 4, PLAIN)],
+)
 def test_every_layer_is_exact(model: str, bits: int, options: tuple[str, ...], data: Path, tmp_path: Path) -> None:
     """Python integers, ONNX Runtime, the C engine and the stored golden data: 0 differing elements."""
     folder, out = data / "models" / model, tmp_path / "out"

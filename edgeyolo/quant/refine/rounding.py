@@ -89,18 +89,24 @@ def sequential(problem: Problem, scale: Float64) -> Int64:
 
 def descend(problem: Problem, scale: Float64, codes: Int64) -> Int64:
     """Cyclic coordinate descent from ``codes`` (G, M, K); never increases the error."""
-    codes = codes.copy()
-    gradient = (codes * scale[:, :, None] - problem.weights) @ problem.hessian
+    groups, per_group, size = codes.shape
+    group, steps = np.repeat(np.arange(groups), per_group), scale.ravel()
+    # Channels know nothing of each other: as rows (G * M, K), of which those that a sweep has left alone are done.
+    gradient = ((codes * scale[:, :, None] - problem.weights) @ problem.hessian).reshape(-1, size)
+    curvature = np.diagonal(problem.hessian, axis1=1, axis2=2)[group] * steps[:, None]
+    best, rows = codes.reshape(-1, size).astype(np.float64), np.arange(groups * per_group)
     for _ in range(SWEEPS):
-        moved = False
-        for k in range(codes.shape[2]):
-            column = problem.hessian[:, k]  # (G, K)
-            step = gradient[:, :, k] / (column[:, k, None] * scale)
-            change = np.clip(np.rint(codes[:, :, k] - step), problem.lo, problem.hi).astype(np.int64) - codes[:, :, k]
-            if change.any():
-                moved = True
-                codes[:, :, k] += change
-                gradient += (change * scale)[:, :, None] * column[:, None, :]
-        if not moved:
+        at, slope, bend, moved = best[rows], gradient[rows], curvature[rows], np.zeros(len(rows), bool)
+        for k in range(size):
+            wanted = np.rint(at[:, k] - slope[:, k] / bend[:, k])
+            change = np.minimum(np.maximum(wanted, problem.lo), problem.hi) - at[:, k]
+            hit = change.nonzero()[0]
+            if len(hit):
+                moved[hit] = True
+                at[hit, k] += change[hit]
+                which = rows[hit]
+                slope[hit] += (change[hit] * steps[which])[:, None] * problem.hessian[group[which], k]
+        best[rows], gradient[rows], rows = at, slope, rows[moved]
+        if not len(rows):
             break
-    return codes
+    return best.astype(np.int64).reshape(codes.shape)
