@@ -13,6 +13,7 @@ from edgeyolo.bench.frames import Setting
 from edgeyolo.bench.record import SCENARIOS
 from edgeyolo.bundle import read_target
 from edgeyolo.errors import InputError
+from edgeyolo.output import MANIFEST
 
 SUITABLE = {
     "fpga": ("engine", "ort", "openvino"),
@@ -65,7 +66,7 @@ def find_contenders(models: Sequence[Path], variants: Variants, weights: Path | 
     """All combinations that make sense; the first is the reference.
 
     Args:
-        models: files or bundles.
+        models: files or bundles; of a bundle for mobile every graph is one.
         variants: what to measure each of them with.
         weights: of the ``.cfg`` among them.
 
@@ -73,7 +74,7 @@ def find_contenders(models: Sequence[Path], variants: Variants, weights: Path | 
     """
     variants.check()
     found: list[Contender] = []
-    for model in models:
+    for model in [graph for path in models for graph in _graphs(path)]:
         suitable = SUITABLE[_kind(model)]
         for backend in [b for b in variants.backends if b in suitable] or ([] if variants.backends else suitable[:1]):
             found += _variants(model, backend, variants, weights if model.suffix == ".cfg" else None)
@@ -87,7 +88,7 @@ def find_contenders(models: Sequence[Path], variants: Variants, weights: Path | 
 def _variants(model: Path, backend: str, variants: Variants, weights: Path | None) -> Iterator[Contender]:
     """One model in one backend; its label says what more than one of was asked for."""
     kind = KINDS[backend]
-    name = f"{model.stem if model.is_file() else model.name} {backend}"
+    name = f"{full_name(model).removesuffix(model.suffix) if model.is_file() else model.name} {backend}"
     threads, batches = variants.threads if kind.threads else [1], variants.batches if kind.batches else [1]
     scenarios: Sequence[str | None] = list(variants.scenarios) or [None]
     for count, batch, setting, scenario in product(threads, batches, variants.settings, scenarios):
@@ -96,6 +97,24 @@ def _variants(model: Path, backend: str, variants: Variants, weights: Path | Non
         label += f" conf {setting.conf:g}" * (len(variants.settings) > 1)
         label += f" {scenario}" * (scenario is not None)
         yield Contender(label, model, backend, count, weights, batch, setting, scenario)
+
+
+def _graphs(model: Path) -> list[Path]:
+    """The graphs of a bundle for mobile, float32 first; anything else is one contender's."""
+    if not model.is_dir() or read_target(model) != "mobile":
+        return [model]
+    found = [model / f"{name}.onnx" for name in ("fp32", "fp16", "int8")]
+    missing = [path.name for path in found if not path.is_file()]
+    if missing:
+        raise InputError(
+            "a graph of the bundle is missing", where=model, got=", ".join(missing), hint="export it again"
+        )
+    return found
+
+
+def full_name(model: Path) -> str:
+    """The name of a file or folder, of a graph in a bundle that of the bundle too."""
+    return f"{model.parent.name}/{model.name}" if (model.parent / MANIFEST).is_file() else model.name
 
 
 def _kind(model: Path) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgeyolo.bench.contender import Block, Contender
+from edgeyolo.bench.contenders import full_name
 from edgeyolo.bench.frames import Frame
 from edgeyolo.bench.machine import machine_facts
 from edgeyolo.bench.record import STAGES, RunRecord
@@ -68,7 +69,7 @@ def _record(c: Contender, measured: Measured, shared: dict[str, Any]) -> RunReco
     size, digest = _artefact(c.path)
     setting = {**asdict(c.setting), "nms": loaded.get("nms")}
     return RunRecord(
-        reason=measured.failed, contender=c.label, model=c.path.name, model_sha256=digest, artefact_bytes=size,
+        reason=measured.failed, contender=c.label, model=full_name(c.path), model_sha256=digest, artefact_bytes=size,
         backend=c.backend, backend_version=str(loaded.get("version", "")), threads=c.threads, batch=c.batch,
         setting=setting if measured.rate is None else {**setting, "qps": round(measured.rate, 3)},
         scenario=c.scenario or "SingleStream", generator=loaded.get("generator", "") if c.scenario else "",

@@ -59,11 +59,11 @@ def caption(records: Sequence[RunRecord]) -> str:
     settings = [r.setting for r in records]
     confs = ", ".join(f"{c:g}" for c in dict.fromkeys(s["conf"] for s in settings))
     kinds = ", ".join(sorted({str(s.get("nms")) for s in settings if s.get("nms")})) or "-"
-    frames = [r.frames for r in records if r.ms]
+    frames, runs = [r.frames for r in records if r.ms], {r.run for r in records}
     lines = [
         f"ms a frame, from picture file to boxes; NMS is inside total: score > {confs}, overlap <= "
         f"{settings[0]['iou']:g} ({kinds}), at most {settings[0]['max_det']}; {records[0].pictures} pictures, "
-        f"{min(frames, default=0)} frames or more each, interleaved"
+        f"{min(frames, default=0)} frames or more each, {'interleaved' if len(runs) == 1 else 'measured apart'}"
     ]
     return "\n".join([*lines, *_scored(records), *_energy(records), *_doubts(records)])
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "inspect": "print what TensorRT made of every layer of an engine",
     "lint": "explain what TensorRT refuses or runs slowly in anybody's quantised ONNX",
     "diagnose": "name the layers that lose the accuracy, and what gives it back",
+    "serve": "serve a page on which a phone measures and checks a model, with no app",
     "train": "train a Darknet-family detector",
     "info": "print a model's layers, parameters and sizes",
 }

@@ -1,0 +1,109 @@
+"""``edgeyolo serve``."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgeyolo.errors import InputError
+from edgeyolo.nms import IOU, MAX_DET
+from edgeyolo.postprocess import CONF
+
+if TYPE_CHECKING:
+    from edgeyolo.bench.record import RunRecord
+    from edgeyolo.progress import Log
+
+PATH = click.Path(path_type=Path)
+
+EPILOG = """\b
+Examples:
+  edgeyolo serve yolo.onnx --json results.jsonl
+  edgeyolo serve out/yf-mobile --json results.jsonl --images pictures/
+  edgeyolo serve yolo.onnx --cert cert.pem --key key.pem
+
+Open the printed address in the browser of a phone in the same network. Over plain http a browser gives such a page
+one thread and no WebGPU; `adb reverse tcp:8000 tcp:8000` and the localhost address on an Android phone, or --cert and
+--key, give all of it (docs/phone.md). Ctrl-C ends the server and prints what came in.
+
+Exit codes: 0 done, 2 bad input.
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=PATH)
+@click.option("--json", "results", type=PATH, help="Append one JSON line a measurement to this file.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
+@click.option("--host", default="0.0.0.0", show_default=True, help="Address to listen on; 127.0.0.1 is this machine.")
+@click.option("--images", type=PATH, help="Golden pictures: file, folder or list, the first 8 [default: scenes].")
+@click.option("--conf", default=CONF, show_default=True, type=click.FloatRange(0, 1), help="Score threshold.")
+@click.option("--iou", default=IOU, show_default=True, type=click.FloatRange(0, 1), help="Overlap threshold.")
+@click.option("--max-det", default=MAX_DET, show_default=True, type=click.IntRange(min=1), help="Boxes that may stay.")
+@click.option("--frames", default=100, show_default=True, type=click.IntRange(1, 10000), help="Frames to measure.")
+@click.option("--runtime", type=PATH, help="Your own onnxruntime-web/dist [default: what ships with the package].")
+@click.option("--cert", type=PATH, help="Certificate for https, in PEM.")
+@click.option("--key", type=PATH, help="Its key, in PEM.")
+def serve(
+    models: tuple[Path, ...], results: Path | None, port: int, host: str, images: Path | None, conf: float, iou: float,
+    max_det: int, frames: int, runtime: Path | None, cert: Path | None, key: Path | None,
+) -> None:  # fmt: skip
+    """Serve a page on which any phone of the network measures and checks every MODEL (.onnx or bundle)."""
+    from edgeyolo.bench.record import append_records
+    from edgeyolo.progress import Log
+    from edgeyolo.serve.desk import Desk
+    from edgeyolo.serve.golden import Setting, compute_golden, open_photos
+    from edgeyolo.serve.ortweb import find_runtime
+    from edgeyolo.serve.served import served_models
+    from edgeyolo.serve.server import PhoneServer, routes
+
+    log = Log()
+    if (cert is None) != (key is None):
+        raise InputError("https needs both", got="one of them", allowed="--cert FILE --key FILE")
+    files = find_runtime(runtime)
+    served = [model for path in models for model in served_models(path)]
+    setting = Setting(conf, iou, max_det)
+    photos = open_photos(images)
+    golden = [compute_golden(model, photos, setting) for model in served]
+    if results is not None:
+        append_records(results, [])
+
+    def keep(record: RunRecord) -> None:
+        if results is not None:
+            append_records(results, [record])
+
+    desk = Desk(served, setting, len(photos), keep, log.say)
+    bodies = routes(served, photos, golden, setting, files, frames)
+    tls = None if cert is None or key is None else (cert, key)
+    with PhoneServer((host, port), bodies, desk, tls) as server:
+        _welcome(server.urls(), results, log)
+        with suppress(KeyboardInterrupt):
+            server.serve_forever(poll_interval=0.5)
+        desk.close()
+    _farewell(desk.records, results, log)
+
+
+def _welcome(urls: Sequence[str], results: Path | None, log: Log) -> None:
+    """Say where the page is."""
+    for url in urls:
+        log.say(f"open {url}")
+    with suppress(ImportError):  # segno is optional, and small
+        importlib.import_module("segno").make(urls[-1], error="l").terminal(compact=True)
+    if results is None:
+        log.warn("without --json FILE the results are shown and then forgotten")
+    log.say("Ctrl-C ends")
+
+
+def _farewell(records: Sequence[RunRecord], results: Path | None, log: Log) -> None:
+    """Show what came in."""
+    from edgeyolo.bench.tables import run_table
+
+    if not records:
+        log.say("no phone has measured anything")
+        return
+    log.table(run_table(records))
+    if results is not None:
+        log.say(f"{len(records)} added to {results}")

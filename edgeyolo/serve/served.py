@@ -1,0 +1,113 @@
+"""Which ONNX files a page gets, from what the user named."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeyolo.bundle import Bundle
+from edgeyolo.detector import METADATA_KEY, Detector
+from edgeyolo.errors import InputError, UnsupportedError
+from edgeyolo.ort import open_session
+from edgeyolo.postprocess import OBJECTNESS
+from edgeyolo.runners.onnx import output_names
+
+MAX_MODEL_BYTES = 1 << 28
+"""A phone's browser holds the file, its copy in WebAssembly memory and the weights that it packed anew."""
+GRAPHS = ("fp32.onnx", "fp16.onnx", "int8.onnx")
+"""Of a bundle for mobile."""
+QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "QLinearConv")
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """A model that the page may load.
+
+    Args:
+        name: as people see it, such as ``yf-mobile/int8.onnx``.
+        data: the file.
+        detector: what its outputs mean.
+        outputs: the names of those that are fetched, in the order of ``detector.heads``, or ``boxes`` and ``scores``.
+        exact: whether all of it is float32, so that only the order of sums may differ from machine to machine.
+        artefact_bytes, sha256: of the file.
+    """
+
+    name: str
+    data: bytes
+    detector: Detector
+    outputs: tuple[str, ...]
+    exact: bool
+    artefact_bytes: int
+    sha256: str
+
+
+def served_models(path: Path) -> list[Served]:
+    """What a page gets of ``path``: an ``.onnx`` that this tool exported, or every graph of a bundle for mobile.
+
+    Raises:
+        InputError: it cannot be read, loaded or is too large. UnsupportedError: nobody knows how its outputs read as
+        boxes.
+    """
+    if path.is_dir() and (bundle := Bundle.open(path)).manifest["target"] == "mobile":
+        return [_served(path / name, f"{path.name}/{name}") for name in GRAPHS if name in bundle.manifest["files"]]
+    if path.is_dir() or path.suffix.lower() != ".onnx":
+        raise InputError(
+            "this is nothing that a browser can run", where=path, allowed="an .onnx file, or a bundle for mobile",
+            hint="edgeyolo export MODEL --target mobile, or --target onnx",
+        )  # fmt: skip
+    return [_served(path, path.name)]
+
+
+def _served(path: Path, name: str) -> Served:
+    """One file. Raises InputError, UnsupportedError."""
+    try:
+        if path.stat().st_size > MAX_MODEL_BYTES:
+            raise InputError("the model is too large for a browser", where=path, allowed=f"{MAX_MODEL_BYTES} bytes")
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError("cannot read the model", where=path, got=error.strerror) from error
+    session = open_session(data, threads=1)
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    detector = None if text is None else Detector.from_json(text)
+    kinds = {head.kind for head in detector.heads} if detector is not None else set()
+    if detector is None or not kinds or not kinds <= set(OBJECTNESS):
+        raise UnsupportedError(
+            "there is no decoder for this model's outputs, so the page could draw no boxes", where=path,
+            got=", ".join(sorted(kinds)) or "no detector metadata", allowed=", ".join(OBJECTNESS),
+            hint="export the model with this tool from its .cfg: a foreign ONNX file does not say what heads mean",
+        )  # fmt: skip
+    _check_input(path, session.get_inputs(), detector)
+    outputs = output_names([output.name for output in session.get_outputs()], detector)
+    return Served(name, data, detector, tuple(outputs), _is_exact(data), len(data), hashlib.sha256(data).hexdigest())
+
+
+def _check_input(path: Path, inputs: list[Any], detector: Detector) -> None:
+    """One picture of the detector's size goes in. Raises InputError."""
+    p = detector.preprocess
+    shape = inputs[0].shape if len(inputs) == 1 else []
+    batch = shape[0] if shape else 0  # a name where any number of pictures may go in
+    if shape[1:] != [p.channels, p.height, p.width] or (isinstance(batch, int) and batch != 1):
+        raise InputError(
+            "the model does not take one picture of its detector's size", where=path,
+            got="; ".join(f"{i.name} {i.shape}" for i in inputs), allowed=f"[1, {p.channels}, {p.height}, {p.width}]",
+            hint="export the model again",
+        )  # fmt: skip
+    if inputs[0].type != "tensor(float)":
+        raise InputError("the model's input is not float32", where=path, got=inputs[0].type, allowed="tensor(float)")
+
+
+def _is_exact(data: bytes) -> bool:
+    """Whether a graph has neither quantisation nor float16 in it. Raises InputError."""
+    import onnx_ir as ir
+
+    model = ir.from_proto(_proto(data))
+    values = [v.dtype for v in model.graph.initializers.values() if v.dtype is not None]
+    return ir.DataType.FLOAT16 not in values and not any(node.op_type in QUANTISED for node in model.graph.all_nodes())
+
+
+def _proto(data: bytes) -> Any:
+    import onnx
+
+    return onnx.load_from_string(data)

@@ -1,0 +1,257 @@
+"""The phone page's server: what it gives, what it refuses, and that nothing that a phone measured is lost."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from phone_site import Site, site, tiny_models
+from tiny_models import Tiny, edgeyolo, succeed
+
+from edgeyolo.bench.record import read_records
+from edgeyolo.errors import InputError
+from edgeyolo.serve import desk as desks
+from edgeyolo.serve.fetch_runtime import unpack
+from edgeyolo.serve.ortweb import BACKENDS
+from edgeyolo.serve.server import MAX_UPLOAD
+
+ROW = [1.0, 20.0, 0.5, 0.25, 21.75, 9, 3]
+"""One frame as the page reports it."""
+
+
+@pytest.fixture(scope="module")
+def parts(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """A model, golden data, and a runtime that is not one: this server executes nothing of it."""
+    folder = tmp_path_factory.mktemp("served")
+    succeed("export", *tiny.model(), "--names", tiny.names, "--target", "onnx", "-o", folder / "tiny.onnx")
+    runtime = {name: folder / name for name in BACKENDS["wasm"]}
+    for path in runtime.values():
+        path.write_bytes(b"runtime")
+    models, golden, photos = tiny_models(folder / "tiny.onnx", tiny.pictures)
+    return {"models": models, "golden": golden, "photos": photos, "runtime": runtime}
+
+
+@pytest.fixture
+def here(parts: dict[str, object], tmp_path: Path):
+    with site(**parts, results=tmp_path / "results.jsonl") as running:
+        yield running
+
+
+def begin(here: Site, **changes: object) -> tuple[int, dict[str, object]]:
+    """Open a page and start a run."""
+    session = here.post("open", {})[1]["session"]
+    data = {"session": session, "model": 0, "backend": "wasm", "threads": 2, "device": "Phone",
+            "machine": {"cpus": 8, "gpu": None}}  # fmt: skip
+    status, answer = here.post("start", data | changes)
+    return status, {"session": session, **answer}
+
+
+# --- what it gives ---------------------------------------------------------------------------------------------------
+
+
+def test_a_measurement_becomes_a_record_whose_figures_the_server_makes(here, parts):
+    run = begin(here)[1]["run"]
+    assert here.report(run, [ROW] * 3, load_ms=5)[0] == 200
+    assert here.report(run, [ROW] * 3)[0] == 200  # the page got no answer, so it sends them again
+    status, answer = here.report(run, [ROW, [*ROW[:4], 99.75, 9, 3]], first=2, status="ok")
+    assert status == 200
+    (record,) = read_records(here.results)
+    assert json.loads(record.to_line()) == answer["record"]
+    assert (record.status, record.frames, record.load_ms, record.backend) == ("ok", 4, 5, "ort-web wasm")
+    assert record.model == "tiny.onnx" and record.model_sha256 == parts["models"][0].sha256
+    assert record.ms["total"]["p50"] == 21.75 and record.ms["total"]["mean"] == pytest.approx(41.25)
+    assert (record.candidates, record.kept, record.curve, record.rounds) == (9, 3, ((9, 0.25),), (4,))
+    assert record.machine == {"cpus": 8, "gpu": None}
+
+
+def test_every_answer_isolates_the_page_and_lets_nothing_in_from_elsewhere(here):
+    for path in ("", "page.js", "runtime/ort.wasm.min.mjs", "nothing"):
+        headers = here.get(path)[2]
+        assert headers["Cross-Origin-Opener-Policy"] == "same-origin", path
+        assert headers["Cross-Origin-Embedder-Policy"] == "require-corp"
+        assert "default-src 'none'" in headers["Content-Security-Policy"]
+        assert "unsafe-inline" not in headers["Content-Security-Policy"]
+    assert here.get("runtime/ort.wasm.min.mjs")[1] == b"runtime"
+
+
+def test_two_pages_know_of_each_other_and_both_measure(here):
+    first, second = begin(here)[1], begin(here)[1]
+    assert second["others"] == 1 and second["measuring"] == 1
+    for run in (first, second):
+        assert here.report(run["run"], [ROW], status="ok")[0] == 200
+    assert len({record.run for record in read_records(here.results)}) == 2
+
+
+# --- nothing is lost -------------------------------------------------------------------------------------------------
+
+
+def test_a_phone_that_falls_silent_leaves_what_it_measured(parts, tmp_path):
+    now = [0.0]
+    with site(**parts, results=tmp_path / "r.jsonl", clock=lambda: now[0]) as here:
+        run = begin(here)[1]["run"]
+        here.report(run, [ROW] * 5)
+        now[0] = desks.SILENCE_SECONDS + 1
+        deadline = time.monotonic() + 10
+        while not here.desk.records and time.monotonic() < deadline:
+            time.sleep(0.02)
+        (record,) = read_records(here.results)
+        assert (record.status, record.frames, record.reason) == ("stopped", 5, desks.GONE)
+        assert any("went away after 5 frames" in line for line in here.lines)
+        assert here.report(run, [ROW], status="ok")[0] == 409
+
+
+@pytest.mark.parametrize("how", ["leave", "start", "close"])
+def test_whatever_ends_a_run_keeps_its_frames(here, how):
+    page = begin(here)[1]
+    here.report(page["run"], [ROW] * 2)
+    if how == "close":
+        here.desk.close()
+    else:
+        begun = {"model": 0, "backend": "wasm", "threads": 1, "device": "Phone", "machine": {}}
+        assert here.post(how, {"session": page["session"], **begun})[0] == 200
+    (record,) = read_records(here.results)
+    assert (record.status, record.frames) == ("stopped", 2)
+
+
+def test_a_wrong_golden_result_is_a_failed_record(here):
+    run = begin(here)[1]["run"]
+    here.report(run, [], golden="heads within 3 dB", status="failed", reason="golden data")
+    (record,) = read_records(here.results)
+    assert (record.status, record.reason, record.frames) == ("failed", "golden data", 0)
+    assert record.machine["golden"] == "heads within 3 dB"
+
+
+# --- what it refuses -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": 7}, {"model": "0"}, {"model": -1}, {"backend": "cuda"}, {"threads": 0}, {"threads": True},
+        {"device": "x" * 301}, {"device": "\x1b[31m"}, {"session": "unknown"}, {"machine": []},
+        {"machine": {"a": [1]}}, {"machine": {str(i): i for i in range(99)}}, {"machine": {"a": float("nan")}},
+    ],
+)  # fmt: skip
+def test_a_start_that_is_not_one_is_refused(here, change):
+    status, answer = begin(here, **change)
+    assert status in (400, 409) and answer["error"] and "run" not in answer
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        {"frames": [ROW[:-1]]}, {"frames": ["ROW"]}, {"frames": {}}, {"frames": [[*ROW[:-1], float("inf")]]},
+        {"frames": [[*ROW[:-1], "3"]]}, {"frames": [[*ROW[:-1], -1]]}, {"status": "fine"}, {"status": []},
+        {"load_ms": "fast"}, {"golden": 7}, {"version": "x" * 301}, {"frames": [ROW] * 20_001},
+        {"run": "another"}, {"run": None}, {"first": 2, "frames": [ROW]}, {"first": None},
+    ],
+)  # fmt: skip
+def test_a_report_that_is_not_one_is_refused_and_costs_nothing_that_is_there(here, report):
+    run = begin(here)[1]["run"]
+    assert here.report(run, [ROW])[0] == 200
+    status, answer = here.post("report", {"run": run, "first": 1, **report})
+    assert 400 <= status < 500 and answer["error"]
+    assert not here.results.exists()
+    here.report(run, [], first=1, status="ok")
+    assert read_records(here.results)[0].frames == 1
+
+
+def test_an_upload_without_the_secret_too_large_or_malformed_writes_nothing(here):
+    base, secret = here.url.rstrip("/").rsplit("/", 1)
+    for wrong in ("", "x/", secret[:-1] + "/", secret):
+        assert here.ask(f"{base}/{wrong}open" if wrong != secret else f"{base}/{secret}", b"{}")[0] == 404
+    for raw in (b"", b"[]", b"{", b"\xff", b"[" * 100_000, b'{"run": NaN'):
+        assert here.post("report", None, raw)[0] == 400, raw[:9]
+    assert here.post("report", None, b" " * MAX_UPLOAD)[0] == 400
+    assert here.post("nothing", {})[0] == 404
+    for length in (str(MAX_UPLOAD + 1), "-1", "1e3", "", "9" * 400):
+        assert b" 41" in raw_request(here, f"POST /{secret}/report HTTP/1.0\r\nContent-Length: {length}\r\n\r\n")[:14]
+    assert not here.results.exists() and not here.desk.records
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["../server.py", "page.js/../../server.py", "%2e%2e/server.py", "/etc/passwd", "runtime/../page.js", "model/00",
+     "model/1", "picture/-1", "page", "page.js%00"],
+)  # fmt: skip
+def test_no_path_leads_anywhere_but_to_fixed_routes(here, path):
+    _, secret = here.url.rstrip("/").rsplit("/", 1)
+    assert b" 404 " in raw_request(here, f"GET /{secret}/{path} HTTP/1.0\r\n\r\n")[:14]
+
+
+def raw_request(here: Site, text: str) -> bytes:
+    """Send these very bytes."""
+    with socket.create_connection(here.server.server_address[:2], timeout=10) as connection:
+        connection.sendall(text.encode())
+        return connection.recv(1000)
+
+
+def test_a_results_file_that_cannot_be_written_is_said_and_the_record_is_still_shown(here):
+    run = begin(here)[1]["run"]
+    here.results.mkdir()
+    status, answer = here.report(run, [ROW], status="ok")
+    assert status == 500 and "cannot write the results" in answer["error"]
+    assert here.desk.records[0].frames == 1
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_ends_cleanly_and_prints_what_came_in(parts, tiny, tmp_path):
+    runtime = next(iter(parts["runtime"].values())).parent
+    program = "from edgeyolo.cli import main; main(prog_name='edgeyolo')"
+    words = [runtime / "tiny.onnx", "--json", tmp_path / "r.jsonl", "--images", tiny.pictures, "--runtime", runtime]
+    call = [sys.executable, "-c", program, "serve", *map(str, words), "--port", "0", "--host", "127.0.0.1"]
+    process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        url = process.stderr.readline().removeprefix("open ").strip()
+        assert url.startswith("http://127.0.0.1:")
+        here = Site(None, None, tmp_path / "r.jsonl")
+        ask = lambda path, data: json.loads(here.ask(url + path, json.dumps(data).encode())[1])  # noqa: E731
+        data = {"session": ask("open", {})["session"], "model": 0, "backend": "wasm", "threads": 1}
+        run = ask("start", {**data, "device": "Phone", "machine": {}})["run"]
+        ask("report", {"run": run, "first": 0, "frames": [ROW]})
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 0 and "Traceback" not in err
+    assert "tiny.onnx" in out and "21.75" in out
+    assert read_records(here.results)[0].status == "stopped"
+
+
+def test_bad_input_is_explained(tiny, parts, tmp_path):
+    runtime = next(iter(parts["runtime"].values())).parent
+    model = runtime / "tiny.onnx"
+    (tmp_path / "foreign.onnx").write_bytes(b"no model")
+    taken = socket.create_server(("127.0.0.1", 0))
+    (tmp_path / "bad.pem").write_text("no certificate")
+    cases = {
+        "fetch_runtime": (model, "--runtime", tmp_path),
+        "cannot load": (tmp_path / "foreign.onnx", "--runtime", runtime),
+        "export MODEL": (tiny.cfg, "--runtime", runtime),
+        "--key FILE": (model, "--runtime", runtime, "--cert", tmp_path / "bad.pem"),
+        "cannot use the certificate": (model, "--runtime", runtime, "--images", tiny.pictures, "--cert",
+                                       tmp_path / "bad.pem", "--key", tmp_path / "bad.pem"),
+        "--port": (model, "--runtime", runtime, "--images", tiny.pictures, "--host", "127.0.0.1", "--port",
+                   taken.getsockname()[1]),
+        "cannot write the results": (model, "--runtime", runtime, "--images", tiny.pictures, "--json", tmp_path),
+        "no pictures": (model, "--runtime", runtime, "--images", tmp_path),
+    }  # fmt: skip
+    with taken:
+        for text, words in cases.items():
+            result = edgeyolo("serve", *words)
+            assert result.exit_code == 2 and text in result.output and "Traceback" not in result.output, text
+
+
+def test_a_runtime_with_another_hash_is_not_unpacked(tmp_path):
+    (tmp_path / "package.tgz").write_bytes(b"something else")
+    with pytest.raises(InputError, match="another hash"):
+        unpack(tmp_path / "package.tgz", tmp_path / "runtime")
+    assert not (tmp_path / "runtime").exists()

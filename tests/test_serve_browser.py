@@ -1,0 +1,294 @@
+"""The phone page in a real browser: it measures, checks itself with golden data, and its record is in the results."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from phone_site import Site, site, tiny_models
+from tiny_models import Tiny, succeed
+
+from edgeyolo.bench.record import read_records
+from edgeyolo.detector import NMS_KINDS, RESIZES, Detector, Head, Preprocess
+from edgeyolo.errors import InputError
+from edgeyolo.images import to_input
+from edgeyolo.nms import _corners, _overlap, _penalty, nms
+from edgeyolo.postprocess import decode, detect, head_entries
+from edgeyolo.serve.ortweb import VERSION, find_runtime
+from edgeyolo.serve.server import TYPES
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+         "--disable-background-networking", "--disable-component-update")  # fmt: skip
+SECONDS = 90
+"""How long a browser may take on a machine with other work."""
+PLAIN = "phone.test"
+"""A name whose pages are not secure to a browser when they come over http, as a LAN address is."""
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+
+
+@contextmanager
+def browsing(url: str, profile: Path) -> Iterator[None]:
+    """Have the page open until the block ends."""
+    assert CHROMIUM is not None
+    rules = f"--host-resolver-rules=MAP {PLAIN} 127.0.0.1"
+    call = [CHROMIUM, *FLAGS, rules, f"--user-data-dir={profile}", url]
+    process = subprocess.Popen(
+        call, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(20)
+
+
+def wait_for(condition: Callable[[], Any], what: str) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"no {what} after {SECONDS} s"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def parts(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    try:
+        runtime = find_runtime(None)
+    except InputError as error:
+        pytest.skip(str(error))
+    model = tmp_path_factory.mktemp("served") / "tiny.onnx"
+    succeed("export", *tiny.model(), "--names", tiny.names, "--target", "onnx", "-o", model)
+    models, golden, photos = tiny_models(model, tiny.pictures)
+    assert sum(len(one.detections) for one in golden[0]) > 3
+    return {"models": models, "golden": golden, "photos": photos, "runtime": runtime}
+
+
+def visit(here: Site, query: str, folder: Path, host: str = "127.0.0.1") -> Any:
+    """Open the page, wait for a record, return it."""
+    with browsing(here.url.replace("127.0.0.1", host) + query, folder / "profile"):
+        wait_for(lambda: written(here), f"record; the server said {here.lines}")
+    return read_records(here.results)[-1]
+
+
+def written(here: Site) -> bool:
+    """Whether a record is in the results file."""
+    return here.results.exists() and here.results.read_text().endswith("\n")
+
+
+def test_the_page_measures_and_its_record_is_in_the_results_file(parts, tmp_path):
+    with site(**parts, results=tmp_path / "r.jsonl") as here:
+        report = here.server.posts["report"]
+        here.server.posts["report"] = lambda data: time.sleep(0.3) or report(data)  # frames come in meanwhile
+        record = visit(here, "?auto=1&backend=wasm&threads=2&frames=60", tmp_path)
+    assert (record.status, record.reason, record.frames) == ("ok", None, 60), record
+    assert (record.backend, record.threads, record.pictures) == ("ort-web wasm", 2, len(parts["photos"]))
+    assert record.backend_version == VERSION
+    assert record.machine["isolated"] is True
+    assert "same boxes" in record.machine["golden"]
+    # The page decoded the picture files itself, resized them and suppressed the boxes: two rounds over all pictures.
+    golden = parts["golden"][0]
+    assert record.candidates == pytest.approx(np.mean([one.candidates for one in golden]), rel=0.1)
+    assert record.kept == pytest.approx(np.mean([len(one.detections) for one in golden]), rel=0.1)
+    assert record.ms["total"]["min"] > 0 and record.load_ms > 0 and record.first_ms > 0
+
+
+def test_a_page_over_plain_http_measures_with_one_thread(parts, tmp_path):
+    with site(**parts, results=tmp_path / "r.jsonl") as here:
+        record = visit(here, "?auto=1&threads=2&frames=3", tmp_path, PLAIN)
+    assert (record.status, record.threads) == ("ok", 1), record
+    assert record.machine["secure_context"] is False and record.machine["gpu"] is None
+
+
+PROBE = b"""
+new MutationObserver(() => {
+  const shown = element("golden");
+  post("probe", { text: shown.textContent, color: getComputedStyle(shown).color, state: element("state").textContent });
+}).observe(document.documentElement, { attributeFilter: ["data-end"] });
+"""
+"""Tells what the page shows when it has ended."""
+
+
+def test_wrong_results_are_shown_in_red_and_recorded_as_failed(parts, tmp_path):
+    golden, shown = parts["golden"][0], {}
+    spoilt = [replace(one, heads=[head * np.float32(1.01) for head in one.heads]) for one in golden]
+    with site(**{**parts, "golden": [spoilt]}, results=tmp_path / "r.jsonl") as here:
+        kind, body = here.server.bodies["page.js"]
+        here.server.bodies["page.js"] = (kind, body + PROBE)
+        here.server.posts["probe"] = lambda data: shown.update(data) or {}
+        with browsing(here.url + "?auto=1&frames=3", tmp_path / "profile"):
+            wait_for(lambda: shown, f"page that has ended; the server said {here.lines}")
+        (record,) = read_records(here.results)
+    assert record.status == "failed" and record.reason.startswith("golden data: heads agree to 40."), record.reason
+    assert record.frames == 0
+    red, green, blue = map(int, re.findall(r"\d+", shown["color"])[:3])
+    assert red > 2 * max(green, blue) and "Wrong results" in shown["text"] and "Failed" in shown["state"], shown
+
+
+def test_a_browser_that_dies_leaves_what_it_measured(parts, tmp_path):
+    clock = time.monotonic
+    jump = [0.0]
+    with site(**parts, results=tmp_path / "r.jsonl", clock=lambda: clock() + jump[0]) as here:
+        with browsing(here.url + "?auto=1&frames=10000", tmp_path / "profile"):
+            wait_for(lambda: any(run.frames for run in here.desk.runs()), "frames")
+        jump[0] = 100.0
+        wait_for(lambda: written(here), "record")
+        (record,) = read_records(here.results)
+    assert record.status == "stopped" and 0 < record.frames < 10000
+
+
+# --- the page's arithmetic -------------------------------------------------------------------------------------------
+
+
+class _Cases(BaseHTTPRequestHandler):
+    """The page's modules, the driver, its cases, and where it reports."""
+
+    server: Any
+
+    def do_GET(self) -> None:
+        name = self.path.removeprefix("/") or "driver.html"
+        body = self.server.bodies.get(name)
+        self.send_response(404 if body is None else 200)
+        self.send_header("Content-Type", TYPES.get(Path(name).suffix, "application/json"))
+        self.end_headers()
+        self.wfile.write(body or b"")
+
+    def do_POST(self) -> None:
+        self.server.report = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def in_browser(cases: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Run the driver on the cases."""
+    bodies = {e.name: e.read_bytes() for e in files("edgeyolo.serve").joinpath("page").iterdir()}
+    for name in ("driver.html", "driver.js"):
+        bodies[name] = Path(__file__).with_name(f"serve_{name}").read_bytes()
+    bodies["cases.json"] = json.dumps(cases, allow_nan=False).encode()
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Cases) as server:
+        server.bodies, server.report = bodies, None
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        with browsing(f"http://127.0.0.1:{server.server_address[1]}/", folder / "profile"):
+            wait_for(lambda: server.report, "report of the driver")
+        server.shutdown()
+    return server.report
+
+
+def _plain(values: Any) -> list[Any]:
+    """Numbers for JSON, which has neither NaN nor infinity: those travel as texts that JavaScript's Number reads."""
+    names = {np.inf: "Infinity", -np.inf: "-Infinity"}
+    return [v if np.isfinite(v) else names.get(v, "NaN") for v in np.ravel(values).astype(float).tolist()]
+
+
+def _nms_case(rng: Any, kind: str, *, odd: bool = False) -> dict[str, Any]:
+    n = 120
+    centre, size = rng.uniform(0, 1, (n, 2)), rng.uniform(0.05, 0.5, (n, 2))
+    boxes = np.concatenate([centre - size / 2, centre + size / 2], axis=1)
+    scores = np.round(rng.uniform(0, 1, n), 2)  # with ties
+    if odd:
+        boxes[:8, 0], scores[8:12], boxes[20:30] = [np.nan, np.inf, -np.inf, 2, 3, np.nan, 0, 1], np.nan, boxes[19]
+    options = {"iou": float(rng.choice([0, 0.3, 0.45])), "kind": kind, "beta": float(rng.choice([-1, 0, 0.6, 1.5]))}
+    return {"boxes": boxes, "scores": scores, "classes": rng.integers(0, 3, n), **options, "max_det": 40}
+
+
+def _close_calls(rng: Any) -> list[dict[str, Any]]:
+    """Pairs whose overlap is the threshold to the last bit, so that they stay, and the next threshold below."""
+    made = []
+    while len(made) < 60:
+        boxes = np.array([[0, 0, 1, 1], [*rng.uniform(0, 0.5, 2), *rng.uniform(0.6, 1.2, 2)]])
+        a, b = _corners(boxes[:1]), _corners(boxes[1:])
+        value = float((_overlap(a, b) - _penalty(a, b, 1.5))[0])
+        if 0 < value < 1:
+            for iou in (value, float(np.nextafter(value, 0))):
+                made.append({"boxes": boxes, "scores": np.array([0.9, 0.8]), "classes": [1, 1], "iou": iou,
+                             "kind": "diounms", "beta": 1.5, "max_det": 9})  # fmt: skip
+    return made
+
+
+def _head(rng: Any, kind: str, **facts: Any) -> tuple[Head, Any]:
+    head = Head("h", kind, (16.0, 16.0), ((20.5, 30.0), (60.0, 44.0)), 3, **facts)
+    raw = rng.normal(0, 1.5, (2 * head_entries(head), 4, 6)).astype(np.float32)
+    return head, np.abs(raw) % 1 if head.new_coords else raw
+
+
+def _decode_cases(rng: Any) -> list[tuple[list[Any], Detector, tuple[int, int]]]:
+    kinds = (("yolo", {"scale_x_y": 1.05}), ("yolo", {"new_coords": True, "scale_x_y": 2.0}), ("gaussian_yolo", {}),
+             ("region", {"softmax": True}), ("region", {}))  # fmt: skip
+    made = []
+    for (kind, facts), resize in zip(kinds, ("stretch", "letterbox", "stretch", "letterbox", "letterbox"), strict=True):
+        heads, raws = zip(*(_head(rng, kind, **facts) for _ in range(2)), strict=True)
+        raws[0][0, 0, 0], raws[1][5, 1, 1] = np.nan if not facts.get("softmax") else 0, 40
+        nms_kind = ("greedynms", "default", "diounms")[len(made) % 3]
+        preprocess = Preprocess(96, 64, resize=resize)
+        made.append(
+            (
+                list(raws),
+                Detector("darknet", preprocess, heads, nms_kind=nms_kind),
+                ((131, 57), (60, 90))[len(made) % 2],
+            )
+        )
+    decoded = [rng.uniform(0, 64, (30, 4)).astype(np.float32), rng.uniform(0, 1, (30, 3)).astype(np.float32)]
+    made.append((decoded, made[0][1], (100, 80)))
+    return made
+
+
+def test_decoding_suppression_and_resizing_agree_with_python(tmp_path):
+    rng = np.random.default_rng(3)
+    suppressions = [_nms_case(rng, kind, odd=i % 2 == 1) for kind in NMS_KINDS for i in range(8)]
+    suppressions += _close_calls(rng)
+    decodings = _decode_cases(rng)
+    shapes = [(size, c, resize) for size in ((57, 131), (20, 17), (1, 1)) for c in (1, 3) for resize in RESIZES]
+    pictures = [
+        (rng.integers(0, 256, (*size, 3), dtype=np.uint8), Preprocess(48, 32, c, resize)) for size, c, resize in shapes
+    ]
+    setting = {"conf": 0.25, "iou": 0.45, "max_det": 20}
+    verdicts = [([70, "Infinity"], 1, True), ([70, 59.9], 0, False), ([70], 2, False), (["NaN"], 0, False)]
+    cases = {
+        "nms": [{k: _plain(v) if isinstance(v, np.ndarray) else v for k, v in one.items()} for one in suppressions],
+        "decode": [
+            {"heads": [{"data": _plain(h), "shape": h.shape} for h in heads], "detector": asdict(detector),
+             "setting": setting, "size": size} for heads, detector, size in decodings
+        ],
+        "pixels": [
+            {"rgba": np.dstack([image, np.full(image.shape[:2], 255)]).ravel().tolist(), "width": image.shape[1],
+             "height": image.shape[0], "preprocess": asdict(preprocess)} for image, preprocess in pictures
+        ],
+        "verdicts": [{"db": db, "different": d, "boxes": 10, "least": 60, "share": 0.1} for db, d, _ in verdicts],
+    }  # fmt: skip
+    got = in_browser(cases, tmp_path)
+    assert got["kept"] == [nms(**{**one, "classes": np.array(one["classes"])}).tolist() for one in suppressions]
+    for (heads, detector, size), found in zip(decodings, got["found"], strict=True):
+        wanted = detect(heads, detector, size, **setting)
+        assert found["candidates"] == len(decode(heads, detector, setting["conf"])[1]) > len(wanted)
+        assert [box["label"] for box in found["boxes"]] == wanted.classes.tolist()
+        np.testing.assert_allclose([box["box"] for box in found["boxes"]], wanted.boxes, rtol=1e-6, atol=1e-5)
+        np.testing.assert_allclose([box["score"] for box in found["boxes"]], wanted.scores, rtol=1e-6)
+    for (image, preprocess), made in zip(pictures, got["pixels"], strict=True):
+        pixels = to_input(image, preprocess).ravel()
+        # Python mixes in float32 and the page in doubles: a value between two codes may fall to either side.
+        differ = np.abs(pixels.astype(int) - np.array(made["pixels"]))
+        assert differ.max() <= 1 and (differ > 0).mean() < 0.01
+        scaled = np.array(made["pixels"], np.uint8).astype(np.float32) * np.float32(preprocess.scale)
+        assert np.array_equal(np.array(made["input"], np.float32), scaled)
+    assert got["verdicts"] == [good for *_, good in verdicts]
