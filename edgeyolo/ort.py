@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions on the CPU, the one place that creates them.
+"""ONNX Runtime sessions on the CPU, the one place that creates them to run something.
 
 With optimisations off, float arithmetic on integers is exact while every accumulator fits 24 bits: that is the oracle.
 """

@@ -16,7 +16,7 @@ from edgeyolo.bench.backends import open_backend
 from edgeyolo.bench.contender import Contender, ContenderError, Process
 from edgeyolo.bench.contenders import Variants, find_contenders
 from edgeyolo.bench.frames import Frames, Setting
-from edgeyolo.bench.harness import Plan, measure
+from edgeyolo.bench.harness import Plan, measure, spread_indices
 from edgeyolo.bench.record import STAGES, read_records
 from edgeyolo.errors import InputError
 from edgeyolo.progress import Log
@@ -55,7 +55,7 @@ def test_one_run_of_several_contenders(onnx, good_bundle, tiny, tmp_path):
         parts = sum(r.ms[stage]["mean"] for stage in STAGES[:-1])
         assert parts == pytest.approx(r.ms["total"]["mean"], rel=1e-3)
         assert r.fps == pytest.approx(1000 / r.ms["total"]["mean"], rel=1e-3)
-        assert r.setting == {"conf": 0.25, "iou": 0.45, "max_det": 300, "nms": "greedynms"} and r.pictures == 6
+        assert r.setting == {"conf": 0.25, "iou": 0.45, "max_det": 300, "nms": "greedynms"} and r.pictures == 3
         assert r.candidates >= r.kept and r.rss_bytes > 1 << 20 and r.machine["cpus"]
     assert records[0].ratio is None and records[1].ratio["low"] <= records[1].ratio["value"] <= records[1].ratio["high"]
     assert len({r.run for r in records}) == 1 and "score > 0.25" in " ".join(result.output.split())
@@ -135,6 +135,10 @@ def test_thresholds_change_what_suppression_has_to_do(onnx, pictures):
     assert [r.contender for r in (loose, strict)] == ["tiny ort x1 conf 0.01", "tiny ort x1 conf 0.6"]
     counts, times = zip(*loose.curve, strict=True)
     assert list(counts) == sorted(set(counts)) and min(times) > 0 and min(counts) <= loose.candidates <= max(counts)
+
+
+def test_everybody_sees_all_pictures():
+    assert spread_indices(6, 3) == [0, 2, 4] and spread_indices(2, 50) == [0, 1] and spread_indices(5, 5) == [*range(5)]
 
 
 def test_which_backends_suit_which_models(onnx, good_bundle, tiny):

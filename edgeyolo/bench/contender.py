@@ -96,14 +96,18 @@ class Process:
         self._pause()
 
     def run(
-        self, frames: int, seconds: float, scenario: str | None = None, rate: float = 1, seed: int = 0
+        self, frames: int, seconds: float, turn: int = 0, scenario: str | None = None, rate: float = 1
     ) -> Block:  # fmt: skip
-        """Measure at least so many frames for at least so long. Raises ContenderError.
+        """Measure at least so many frames (or batches) for at least so long. Raises ContenderError.
 
-        ``scenario``, ``rate`` and ``seed`` are as in ``scenarios.run``; without a scenario one frame follows another.
+        Args:
+            frames, seconds: at least.
+            turn: counts from 0: with equal ``frames`` every contender gets the same pictures in the same turn; in a
+                scenario the seed of the arrivals.
+            scenario, rate: as in ``scenarios.run``; without a scenario one frame follows another.
         """
         self._signal("SIGCONT")
-        answer = self._ask(do="run", frames=frames, seconds=seconds, scenario=scenario, rate=rate, seed=seed)
+        answer = self._ask(do="run", frames=frames, seconds=seconds, scenario=scenario, rate=rate, turn=turn)
         self._pause()
         return Block([Frame(*f) for f in answer["frames"]], answer["query_ms"], answer["seconds"], answer["rss"])
 

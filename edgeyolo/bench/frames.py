@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import cycle, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,12 +65,17 @@ class Frames:
                 hint="export the model with this tool from its .cfg: a foreign ONNX file does not say what heads mean",
             )
         self._backend, self._detector, self._batch = backend, detector, batch
-        self._pictures, self._setting = cycle(pictures), setting
+        self._pictures, self._setting, self._next = list(pictures), setting, 0
         self._nms = fast_nms()
+
+    def seek(self, turn: int, frames: int) -> None:
+        """Go on with the picture that is next after so many turns of so many frames or batches."""
+        self._next = turn * frames * self._batch
 
     def one(self) -> Frame:
         """Measure the next picture, or batch of pictures. Raises InputError if the model does not take the batch."""
-        paths = [next(self._pictures) for _ in range(self._batch)]
+        paths = [self._pictures[(self._next + i) % len(self._pictures)] for i in range(self._batch)]
+        self._next += self._batch
         backend = self._backend
         start = time.perf_counter_ns()
         pictures = [load_image(path) for path in paths]

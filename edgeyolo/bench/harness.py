@@ -1,11 +1,13 @@
 """Measure contenders in one run: A B C A B C, each in its own process and paused while another runs.
 
-Warm-up lasts until the medians of its blocks settle. Then rounds: every contender measures one block, and the order
-moves on by one each round, until every contender has its frames and its time. What disturbs the machine hits all alike.
+Warm-up lasts until the medians of its blocks settle. Then rounds: every contender measures one block of the same
+pictures, and the order moves on by one each round, until there are enough frames and time. What disturbs the machine
+hits all alike, and a picture that is slow to decode is in everybody's block.
 """
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +30,7 @@ from edgeyolo.errors import InputError
 from edgeyolo.progress import Log
 
 BLOCK_SECONDS = 0.1
-"""Of one contender in one round: long beside a switch of processes, short beside what disturbs a machine."""
+"""Of the fastest in one round: long beside a switch of processes, short beside what disturbs a machine."""
 SCENARIO_SECONDS = 1.0
 """The same in a scenario, whose queries come in bursts or at their own times."""
 OVERLOAD = 3.0
@@ -40,7 +42,7 @@ class Plan:
     """How long to measure.
 
     Args:
-        seconds: of every contender, at least.
+        seconds: for every contender in the mean, at least: the same frames take some of them longer.
         frames: of every contender, at least.
         warmup: seconds after which warming up ends, settled or not.
         qps: frames a second in the scenario Server; None: ``SERVER_LOAD`` of what the slowest contender can do.
@@ -86,25 +88,29 @@ class _Running:
             self.process.close()
             return None
 
-    def block(self) -> None:
-        """Measure one block, and what the machine takes meanwhile."""
-        scenario, seed = self.contender.scenario, len(self.measured.blocks)
-        seconds = BLOCK_SECONDS if scenario is None else SCENARIO_SECONDS
+    def block(self, pictures: int) -> None:
+        """Measure one block of so many pictures, in a scenario of some time; and what the machine takes meanwhile."""
+        contender, turn = self.contender, len(self.measured.blocks)
+        steps, seconds = (-(-pictures // contender.batch), 0.0) if contender.scenario is None else (1, SCENARIO_SECONDS)
         meter = None if isinstance(self.meter, str) else self.meter
         if meter is not None:
-            seconds = max(seconds, meter.shortest)
             meter.start()
-        block: Block | None = self.attempt(lambda process: process.run(1, seconds, scenario, self.rate, seed))
+        block: Block | None = self.attempt(
+            lambda process: process.run(steps, seconds, turn, contender.scenario, self.rate)
+        )
         joules = None if meter is None else meter.stop()
         if block is not None:
             self.measured.blocks.append(replace(block, joules=joules))
 
-    def enough(self, plan: Plan) -> bool:
-        blocks = self.measured.blocks
-        return (
-            sum(len(block.frames) for block in blocks) * self.contender.batch >= plan.frames
-            and sum(block.seconds for block in blocks) >= plan.seconds
-        )
+    @property
+    def frames(self) -> int:
+        """Measured so far."""
+        return self.contender.batch * sum(len(block.frames) for block in self.measured.blocks)
+
+    @property
+    def seconds(self) -> float:
+        """Spent on measuring so far."""
+        return sum(block.seconds for block in self.measured.blocks)
 
 
 def measure(
@@ -118,13 +124,14 @@ def measure(
 
     Args:
         contenders: the first is the reference of the ratios.
-        pictures: files, at least one.
+        pictures: files, at least one; of more than ``plan.frames`` so many, evenly spread, so that everybody sees all.
         plan: how long.
         log: receives stages and a progress bar.
         meter: measures the energy of a kind of device, or says why nothing does.
     """
+    pictures = [pictures[i] for i in spread_indices(len(pictures), plan.frames)]
     meters = {device: meter(device) for device in {KINDS[c.backend].device for c in contenders}}
-    running = [_Running(contender, meters[KINDS[contender.backend].device]) for contender in contenders]
+    running = [_Running(c, meters[KINDS[c.backend].device], measured=Measured.of(c)) for c in contenders]
     started, stopped = datetime.now(timezone.utc).isoformat(timespec="seconds"), False
     try:
         _load(running, pictures, log)
@@ -146,6 +153,12 @@ def measure(
         one.measured.rate = one.rate if one.contender.scenario == "Server" else None
     pairs = [(one.contender, one.measured) for one in running]
     return summary(pairs, shared, stopped=stopped)
+
+
+def spread_indices(count: int, limit: int) -> list[int]:
+    """At most ``limit`` of ``count`` positions, evenly spread."""
+    kept = min(count, limit)
+    return [i * count // kept for i in range(kept)]
 
 
 def _load(running: list[_Running], pictures: Sequence[Path], log: Log) -> None:
@@ -207,19 +220,28 @@ def _set_rates(running: list[_Running], medians: dict[int, list[float]], plan: P
 
 
 def _rounds(running: list[_Running], plan: Plan, log: Log) -> None:
-    start = time.perf_counter()
+    start, pictures = time.perf_counter(), _block_pictures(running)
     for number in log.track(_until_done(running, plan), "measuring"):
         alive = [one for one in running if one.alive]
-        turn = number % max(1, len(alive))
-        for one in [*alive[turn:], *alive[:turn]]:
-            one.block()
+        first = number % max(1, len(alive))
+        for one in [*alive[first:], *alive[:first]]:
+            one.block(pictures)
             one.measured.states.append({"at": round(time.perf_counter() - start, 3), **machine_state()})
+
+
+def _block_pictures(running: list[_Running]) -> int:
+    """Pictures of a block: whole batches of everybody, and long enough for the fastest and for the meters."""
+    plain = [one for one in running if one.alive and one.contender.scenario is None]
+    wanted = [one.rate * max(BLOCK_SECONDS, 0.0 if isinstance(one.meter, str) else one.meter.shortest) for one in plain]
+    whole = math.lcm(*(one.contender.batch for one in plain))
+    return whole * math.ceil(max(wanted, default=1.0) / whole)
 
 
 def _until_done(running: list[_Running], plan: Plan) -> Iterator[int]:
     number = 0
-    while any(one.alive for one in running):
-        if number >= MIN_ROUNDS and all(one.enough(plan) for one in running if one.alive):
+    while alive := [one for one in running if one.alive]:
+        spent = sum(one.seconds for one in alive) / len(alive)
+        if number >= MIN_ROUNDS and spent >= plan.seconds and all(one.frames >= plan.frames for one in alive):
             return
         yield number
         number += 1

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from edgeyolo.bench.frames import Frame
 from edgeyolo.bench.machine import machine_facts
 from edgeyolo.bench.record import STAGES, RunRecord
 from edgeyolo.bench.stats import MIN_ROUNDS, Floats, Spread, ratio
-from edgeyolo.bundle import sha256
+from edgeyolo.bundle import MODEL, PROGRAM, sha256
 from edgeyolo.output import MANIFEST
 
 
@@ -31,6 +31,7 @@ class Measured:
         energy: what measures energy, or why nothing does.
         rate: frames a second that came in the scenario Server.
         failed: why it is out.
+        artefact_bytes, sha256: of the model.
     """
 
     blocks: list[Block] = field(default_factory=list)
@@ -40,6 +41,17 @@ class Measured:
     energy: str = ""
     rate: float | None = None
     failed: str | None = None
+    artefact_bytes: int = 0
+    sha256: str = ""
+
+    @classmethod
+    def of(cls, c: Contender) -> Measured:
+        """Nothing yet but the file that the backend will open; of a bundle the hash is the manifest's."""
+        opened = c.path / (PROGRAM if c.backend == "engine" else MODEL) if c.path.is_dir() else c.path
+        hashed = c.path / MANIFEST if c.path.is_dir() else c.path
+        with suppress(OSError):  # whoever opens it will say what is wrong with it
+            return cls(artefact_bytes=opened.stat().st_size, sha256=sha256(hashed.read_bytes()))
+        return cls()
 
 
 def summary(
@@ -66,10 +78,10 @@ def _record(c: Contender, measured: Measured, shared: dict[str, Any]) -> RunReco
     blocks, loaded, score = measured.blocks, measured.loaded, measured.score
     frames = [frame for block in blocks for frame in block.frames]
     queries = [ms for block in blocks for ms in block.query_ms]
-    size, digest = _artefact(c.path)
     setting = {**asdict(c.setting), "nms": loaded.get("nms")}
     return RunRecord(
-        reason=measured.failed, contender=c.label, model=full_name(c.path), model_sha256=digest, artefact_bytes=size,
+        reason=measured.failed, contender=c.label, model=full_name(c.path), model_sha256=measured.sha256,
+        artefact_bytes=measured.artefact_bytes,
         backend=c.backend, backend_version=str(loaded.get("version", "")), threads=c.threads, batch=c.batch,
         setting=setting if measured.rate is None else {**setting, "qps": round(measured.rate, 3)},
         scenario=c.scenario or "SingleStream", generator=loaded.get("generator", "") if c.scenario else "",
@@ -128,11 +140,3 @@ def _times(c: Contender, block: Block) -> Floats:
     if c.scenario == "Offline":
         return np.array([1000 * block.seconds / len(block.frames)])
     return np.array([frame.total for frame in block.frames] if c.scenario is None else block.query_ms)
-
-
-def _artefact(path: Path) -> tuple[int, str]:
-    """Bytes of a model and its SHA-256: of a file itself, of a bundle its listed files and its manifest."""
-    if path.is_dir():
-        size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
-        return size, sha256((path / MANIFEST).read_bytes())
-    return path.stat().st_size, sha256(path.read_bytes())

@@ -58,8 +58,9 @@ class _Worker:
         one, least, seconds = self.frames.one, request["frames"], request["seconds"]
         if request["scenario"] is not None:
             run = scenarios.run if self.generator == scenarios.OWN else loadgen.run
-            load = run(request["scenario"], one, least, seconds, request["rate"], request["seed"])
+            load = run(request["scenario"], one, least, seconds, request["rate"], request["turn"])
             return {**load._asdict(), "rss": peak_memory()}
+        self.frames.seek(request["turn"], least)
         start = time.perf_counter()
         frames = [one()]
         while len(frames) < least or time.perf_counter() < start + seconds:

@@ -51,8 +51,10 @@ Exit codes: 0 done, 1 a contender failed (its row says why; the others are there
 @click.option("--scenario", default="", help="SingleStream, MultiStream, Offline, Server [default: one after another].")
 @click.option("--qps", type=click.FloatRange(min=0, min_open=True), help="Frames a second that come in Server.")
 @click.option("--data", metavar="SOURCE", help="Labelled pictures: AP of every model in every backend.")
-@click.option("--seconds", default=5.0, show_default=True, help="Measure every contender for so long at least.")
-@click.option("--frames", default=50, show_default=True, help="And so many frames at least.")
+@click.option("--seconds", default=5.0, show_default=True, help="Measure so long at least, in the mean of contenders.")
+@click.option(
+    "--frames", default=50, show_default=True, help="And so many frames at least, of at most so many pictures."
+)
 @click.option(
     "--warmup", default=10.0, show_default=True, help="Seconds of warm-up at most; it ends when times settle."
 )

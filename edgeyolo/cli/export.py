@@ -18,6 +18,7 @@ Examples:
   edgeyolo export --target fpga --bits 4
   edgeyolo export yolo.cfg --weights yolo.weights --calib pictures/ --target fpga --bits 4 -o out/fpga
   edgeyolo export yolo.cfg --weights yolo.weights --calib pictures/ --target tensorrt --board orin-nano -o out/trt
+  edgeyolo export yolo.cfg --weights yolo.weights --calib pictures/ --target mobile --board raspberry-pi-5 -o out/pi
   edgeyolo export yolo.cfg --weights yolo.weights --target onnx --decode --nms --dynamic-batch -o yolo.onnx
   edgeyolo export model.onnx --calib list.txt --target fpga --bits 4 --keep first,head,depthwise=8 --layout tiled
   edgeyolo export model.onnx --calib coco128/train --data coco128/val --target fpga --format bin,mem --max-drop 0.01
@@ -30,7 +31,7 @@ with the float model (without) fell by more than --max-drop.
 """
 
 
-TARGETS = ("fpga", "tensorrt", "onnx")
+TARGETS = ("fpga", "tensorrt", "mobile", "onnx")
 ONLY_FOR = {
     **dict.fromkeys(
         (
@@ -44,9 +45,11 @@ ONLY_FOR = {
             *("data", "data_limit", "calib_limit", "board", "golden", "max_drop", "report"),
             *("method", "equalise", "correct_bias", "reconstruct"),
         ),
-        ("fpga", "tensorrt"),
+        ("fpga", "tensorrt", "mobile"),
     ),
-    **dict.fromkeys(("precision", "keep_float", "dla", "max_batch", "accept"), ("tensorrt",)),
+    **dict.fromkeys(("precision", "keep_float"), ("tensorrt", "mobile")),
+    **dict.fromkeys(("dla", "max_batch", "accept"), ("tensorrt",)),
+    **dict.fromkeys(("auto", "provider"), ("mobile",)),
     **dict.fromkeys(("dynamic_batch", "decode", "nms", "conf", "iou"), ("tensorrt", "onnx")),
 }
 """Options that mean nothing to some targets, with those that they are for."""
@@ -66,12 +69,15 @@ def _options(command: Any) -> Any:
         click.option("--data-limit", type=click.IntRange(min=1), help="Use at most so many of them, evenly spread."),
         *QUANT_OPTIONS,
         *RECIPE_OPTIONS,
-        click.option("--board", help="Board: a name or a .toml file [default: generic, orin-nano]."),
-        click.option("--precision", type=click.Choice(["int8", "fp16", "fp32"]), help="TensorRT [default: fastest]."),
+        click.option("--board", help="Board: a name or .toml file [default: generic, orin-nano, android-arm64]."),
+        click.option("--precision", type=click.Choice(["int8", "fp16", "fp32"]),
+                     help="tensorrt: what to make [default: fastest]; mobile: which variant is model.onnx [int8]."),
         click.option(
             "--keep-float", default="head", show_default=True, metavar="LAYERS",
-            help="TensorRT: what stays float in int8: first, head, depthwise, name patterns, or none.",
+            help="tensorrt, mobile: what stays float in int8: first, head, depthwise, name patterns, or none.",
         ),
+        click.option("--auto", is_flag=True, help="mobile: measure here, keep float what int8 makes slower."),
+        click.option("--provider", help="mobile: execution provider that shall run it [default: the board's first]."),
         click.option("--dla", type=click.IntRange(min=0), help="TensorRT: use this deep learning accelerator."),
         click.option("--accept/--no-accept", default=True, help="TensorRT: TensorRT-RTX, if installed, must build it."),
         click.option("--layout", help="Weight order: oihw, ohwi, tiled or seed-v1 [default: the board's]."),
@@ -106,7 +112,7 @@ def export(model: Path | None, **options: Any) -> None:
 def run_export(model: Path | None, options: dict[str, Any], polish: Polish | None = None) -> None:
     """What ``export`` does with its ``options``; ``polish`` adds a candidate to the quantisation."""
     from edgeyolo.cli.diagnose import export_command
-    from edgeyolo.cli.targets import to_fpga, to_onnx, to_tensorrt
+    from edgeyolo.cli.targets import to_fpga, to_mobile, to_onnx, to_tensorrt
     from edgeyolo.errors import InputError
     from edgeyolo.progress import Log
 
@@ -131,6 +137,8 @@ def run_export(model: Path | None, options: dict[str, Any], polish: Polish | Non
         to_onnx(model, output if output.suffix == ".onnx" else output.with_name(output.name + ".onnx"), options, log)
     elif options["target"] == "tensorrt":
         to_tensorrt(model, output, options, log)
+    elif options["target"] == "mobile":
+        to_mobile(model, output, options, log)
     else:
         to_fpga(model, output, options, log, command, polish)
 
@@ -155,7 +163,7 @@ def _refuse_idle_options(target: str, *, data: bool, calib: bool) -> None:
         precision = default_precision(load_jetson(context.params["board"]), context.params["dla"])
     if not calib:
         reasons.append(("without --calib", {"calib_limit"}))
-    if precision in ("fp16", "fp32"):
+    if target == "tensorrt" and precision in ("fp16", "fp32"):
         reasons.append(
             (f"with --precision {precision}", {"keep_float", "method", "equalise", "correct_bias", "reconstruct"})
         )

@@ -125,6 +125,36 @@ def to_tensorrt(model: Path, output: Path, options: dict[str, Any], log: Log) ->
     check_drop(result.ledger, request.max_drop, output)
 
 
+def to_mobile(model: Path, output: Path, options: dict[str, Any], log: Log) -> None:
+    """float32, float16 and int8 graphs for ONNX Runtime on phones and small boards."""
+    from edgeyolo.errors import InputError
+    from edgeyolo.export.ledger import check_drop
+    from edgeyolo.export.mobile import MobileRequest, export_mobile
+    from edgeyolo.export.prepare import PARITY_PICTURES, Stages, prepare
+    from edgeyolo.output import check_free
+    from edgeyolo.passes.graph import fix_batch
+
+    request = MobileRequest.of(output, options)
+    check_free(output, force=request.force)
+    if options["calib"] is None:
+        raise InputError("int8 needs calibration pictures", hint="add --calib FOLDER")
+    source, pictures, labels = _inputs(model, options, log)
+    fix_batch(source.model)
+    stages = Stages(options["save_stages"])
+    few = list(pictures.spread(PARITY_PICTURES))
+    ready, parities = prepare(source.model, few, stages, log, simplified=options["simplify"])
+    result = export_mobile(source, ready, parities, pictures, request, stages, log, labels)
+    _warn(result.ledger, log, MOBILE_ADVICE)
+    if options["as_json"]:
+        facts = {**result.facts, "lost": result.ledger.lost}
+        click.echo(json.dumps({"output": str(output), **facts, "seconds": log.seconds}, indent=1))
+    else:
+        from edgeyolo.export.mobile_tables import print_mobile
+
+        print_mobile(result, request, log, full=options["report"])
+    check_drop(result.ledger, request.max_drop, output)
+
+
 def _diagnosis(
     result: FpgaResult, pictures: PictureSet, labels: LabelledSet | None, request: FpgaRequest, stages: Stages, log: Log
 ) -> Diagnosis:
@@ -182,6 +212,8 @@ FPGA_ADVICE = "Try more --bits, or --keep first,head,depthwise=8; edgeyolo diagn
 TENSORRT_ADVICE = (
     "Try another --method, --keep-float head,first,depthwise, more calibration pictures, or --precision fp16."
 )
+
+MOBILE_ADVICE = "Try another --method, --keep-float head,first,depthwise, more calibration pictures, or use fp32.onnx."
 
 
 def _warn(ledger: Ledger, log: Log, advice: str) -> None:

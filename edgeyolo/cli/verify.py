@@ -11,7 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from edgeyolo.verify import Verdict
-    from edgeyolo.verify_tensorrt import Check
+    from edgeyolo.verify_noise import Check
 
 EPILOG = """\b
 Examples:
@@ -21,7 +21,8 @@ Examples:
   edgeyolo verify out/yf-trt --engine out/yf-trt/engines/model-int8-trt10.3.0.engine        (on the device)
 
 A bundle for fpga: golden data, ONNX Runtime and the C engine, tolerance 0. A bundle for tensorrt: both graphs in ONNX
-Runtime, TensorRT-RTX where it is installed, and an engine on this machine's GPU where one is given.
+Runtime, TensorRT-RTX where it is installed, and an engine on this machine's GPU where one is given. A bundle for
+mobile: every variant and every .ort file in this machine's ONNX Runtime.
 
 Exit codes: 0 everything equal, 1 something differs, 2 the bundle or the machine cannot be used.
 """
@@ -47,30 +48,37 @@ def verify(
     """Prove that BUNDLE computes what its quantised ONNX file computes, on everything that executes it here."""
     from edgeyolo.bundle import read_target
     from edgeyolo.errors import InputError
+    from edgeyolo.progress import Log
 
     target = read_target(bundle)
-    mine = {"fpga": ("golden", "ort", "engine"), "tensorrt": ("ort", "rtx", "engine")}.get(target)
+    mine = {"fpga": ("golden", "ort", "engine"), "tensorrt": ("ort", "rtx", "engine"), "mobile": ()}.get(target)
     if mine is None:
         raise InputError("no way to verify a bundle for this target", where=bundle, got=target[:40])
     if wrong := sorted(set(skip) - set(mine)):
         where, allowed = f"--skip, a bundle for {target}", ", ".join(mine)
-        raise InputError("there is no such check", where=where, got=", ".join(wrong), allowed=allowed)
-    if target == "tensorrt":
-        if trust_engine:
-            raise InputError("--trust-engine is about the C engine of a bundle for fpga", hint="leave it out")
-        _tensorrt(bundle, pictures, skip, engine, as_json)
-        return
-    if engine is not None:
+        raise InputError("there is no such check", where=where, got=", ".join(wrong), allowed=allowed or "none")
+    if trust_engine and target != "fpga":
+        raise InputError("--trust-engine is about the C engine of a bundle for fpga", hint="leave it out")
+    if engine is not None and target != "tensorrt":
         raise InputError("--engine is about a bundle for tensorrt", got=engine, hint="leave it out")
-    _fpga(bundle, pictures, skip, trust_engine, as_json)
+    log = Log(quiet=as_json)
+    if target == "tensorrt":
+        from edgeyolo.verify_tensorrt import verify_tensorrt
+
+        _judge(bundle, verify_tensorrt(bundle, log, skip=skip, more=pictures, engine=engine), as_json)
+    elif target == "mobile":
+        from edgeyolo.verify_mobile import verify_mobile
+
+        _judge(bundle, verify_mobile(bundle, log, more=pictures), as_json)
+    else:
+        _fpga(bundle, pictures, skip, trust_engine, as_json)
 
 
-def _tensorrt(bundle: Path, pictures: Path | None, skip: tuple[str, ...], engine: Path | None, as_json: bool) -> None:
+def _judge(bundle: Path, checks: list[Check], as_json: bool) -> None:
+    """Print the checks. Raises DifferenceError if one failed."""
     from edgeyolo.errors import DifferenceError
-    from edgeyolo.progress import Log
-    from edgeyolo.verify_tensorrt import FAILED, verify_tensorrt
+    from edgeyolo.verify_noise import FAILED
 
-    checks = verify_tensorrt(bundle, Log(quiet=as_json), skip=skip, more=pictures, engine=engine)
     failed = [check for check in checks if check.status == FAILED]
     if as_json:
         click.echo(json.dumps({"checks": [asdict(check) for check in checks], "equal": not failed}, indent=1))

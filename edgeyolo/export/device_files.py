@@ -88,8 +88,8 @@ def golden_files(model: ir.Model, typed: ir.Model, precision: str, pictures: Seq
         feed = to_float(pixels, detector)
         expected.append(run(session, feed))
         typed_runs.append(rounded(feed))
-        contents[golden_name(number, "input")] = _npy(feed)
-        contents |= {golden_name(number, f"output-{i}"): _npy(expected[-1][name]) for i, name in enumerate(names)}
+        contents[golden_name(number, "input")] = npy_bytes(feed)
+        contents |= {golden_name(number, f"output-{i}"): npy_bytes(expected[-1][name]) for i, name in enumerate(names)}
     measured = min(noise_db(expected, typed_runs).values(), default=np.inf)
     tolerance = round(min(FP32_DB, max(FLOOR_DB, measured - MARGIN_DB)), 1)
     index = {"tolerance_db": {precision: tolerance}, "outputs": names, "pictures": len(pictures)}
@@ -115,7 +115,8 @@ def noise_db(expected: Sequence[Arrays], got: Sequence[Arrays]) -> dict[str, flo
         return {n: float(10 * np.log10(np.divide(signal[n], noise[n]))) if noise[n] != 0 else np.inf for n in names}
 
 
-def _npy(array: npt.NDArray[Any]) -> bytes:
+def npy_bytes(array: npt.NDArray[Any]) -> bytes:
+    """An array as an ``.npy`` file."""
     stream = io.BytesIO()
     np.save(stream, array, allow_pickle=False)
     return stream.getvalue()

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -41,7 +40,7 @@ from edgeyolo.passes.graph import read_detector, with_types
 from edgeyolo.passes.nms import add_nms
 from edgeyolo.passes.opset import OLDEST, with_opset
 from edgeyolo.progress import Log
-from edgeyolo.quant.calibrate import copy_model, run_pictures, to_float
+from edgeyolo.quant.calibrate import copy_model, peak_values, to_float
 from edgeyolo.quant.compare import LayerReport, compare_layers
 
 REFINEMENTS = ("equalise", "correct_bias", "reconstruct")
@@ -169,7 +168,11 @@ def export_tensorrt(
     quant = _quantise(model, pictures, request, log)
     raw = model if quant is None else quant.best.model
     with log.stage("types") as details:
-        unsafe = {} if request.precision == "fp32" else unsafe_layers(raw, _peaks(raw, pictures))
+        unsafe = (
+            {}
+            if request.precision == "fp32"
+            else unsafe_layers(raw, peak_values(raw, pictures.spread(REPORT_PICTURES)))
+        )
         final = _finished(raw, request)
         float32 = sorted({*unsafe, *behind_heads(final)})
         typed = to_typed(final, float32) if request.precision != "fp32" else final
@@ -278,16 +281,6 @@ def _quantise(model: ir.Model, pictures: PictureSet, request: TensorRTRequest, l
         details.append(f"{len(quant.placement.weighted)} layers int8, {len(quant.placement.floats)} float")
         details += [f"{c.name}: head SNR {c.head_snr_db:.1f} dB" for c in quant.candidates]
     return quant
-
-
-def _peaks(model: ir.Model, pictures: PictureSet) -> dict[str, float]:
-    """Largest magnitude of every float value on a few pictures."""
-    names = [str(v.name) for n in model.graph if n.op_type != "QuantizeLinear" for v in n.outputs]
-    peaks = dict.fromkeys(names, 0.0)
-    for values in run_pictures(model, names, pictures.spread(REPORT_PICTURES)):
-        for name, value in values.items():
-            peaks[name] = max(peaks[name], float(np.abs(value).max(initial=0)))
-    return peaks
 
 
 def _finished(raw: ir.Model, request: TensorRTRequest) -> ir.Model:

@@ -47,6 +47,16 @@ def run_pictures(model: ir.Model, names: list[str], pictures: Iterable[Pixels]) 
         yield run(session, to_float(pixels, detector))
 
 
+def peak_values(model: ir.Model, pictures: Iterable[Pixels]) -> dict[str, float]:
+    """Largest magnitude of every float value of ``model`` on these pictures, by name."""
+    names = [str(v.name) for n in model.graph if n.op_type != "QuantizeLinear" for v in n.outputs]
+    peaks = dict.fromkeys(names, 0.0)
+    for values in run_pictures(model, names, pictures):
+        for name, value in values.items():
+            peaks[name] = max(peaks[name], float(np.abs(value).max(initial=0)))
+    return peaks
+
+
 def observe(model: ir.Model, pictures: Iterable[Pixels]) -> tuple[dict[str, Histogram], Arrays]:
     """Histogram of every free site, and the largest magnitude of each channel (C,) of every site."""
     return observe_values(model, [name for name, site in find_sites(model).items() if site.same_as is None], pictures)

@@ -42,7 +42,7 @@ def open_runner(path: Path, runner: str = "auto", weights: Path | None = None) -
         path: a bundle folder, an ``.onnx`` file or a Darknet ``.cfg``.
         runner: ``auto``, ``ort`` (.onnx files, or a bundle's oracle), ``integer`` or ``engine`` (bundles for fpga),
             ``tensorrt`` (the engine built in a bundle for tensorrt). ``auto`` takes the numpy interpreter for bundles
-            for fpga: it needs no compiler, and the engine gives the same integers; ``ort`` for those for tensorrt.
+            for fpga: it needs no compiler, and the engine gives the same integers; ``ort`` for the others.
         weights: the ``.weights`` file of a ``.cfg``.
 
     Raises:
@@ -75,17 +75,16 @@ def _open_bundle(path: Path, runner: str) -> Runner:
     from edgeyolo.bundle import MODEL, Bundle
 
     bundle = Bundle.open(path)
-    if bundle.manifest["target"] == "tensorrt":
-        _check(runner, ("auto", "ort", "tensorrt"), path)
-    else:
-        _check(runner, ("auto", "ort", "integer", "engine"), path)
+    target = bundle.manifest["target"]
+    others = {"tensorrt": ("tensorrt",), "mobile": ()}.get(target, ("integer", "engine"))
+    _check(runner, ("auto", "ort", *others), path)
     if runner == "tensorrt":
         from edgeyolo.runners.tensorrt import TensorRTRunner
 
         engine = TensorRTRunner()
         engine.load(path)
         return engine
-    if runner == "ort" or bundle.manifest["target"] == "tensorrt":
+    if runner == "ort" or target in ("tensorrt", "mobile"):
         from edgeyolo.runners.onnx import OnnxRunner
 
         oracle = OnnxRunner(optimise=False)

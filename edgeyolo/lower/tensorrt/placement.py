@@ -51,7 +51,7 @@ def place(model: ir.Model, keep_float: Collection[str] = ("head",)) -> Placement
         InputError: a pattern that means no layer.
     """
     placement = Placement()
-    _choose_layers(model, keep_float, placement)
+    choose_layers(model, keep_float, placement)
     nodes = list(model.graph)
     order = {node: i for i, node in enumerate(nodes)}
     wanted: set[ir.Value] = set()
@@ -70,7 +70,8 @@ def place(model: ir.Model, keep_float: Collection[str] = ("head",)) -> Placement
     return placement
 
 
-def _choose_layers(model: ir.Model, keep_float: Collection[str], placement: Placement) -> None:
+def choose_layers(model: ir.Model, keep_float: Collection[str], placement: Placement) -> None:
+    """Fill in which weighted layers shall run in int8 and which stay float; as for ``place``."""
     roles, heads = conv_roles(model), last_layers(model)
     layers = [node for node in model.graph if weight_axis(node) is not None]
     for pattern in keep_float:

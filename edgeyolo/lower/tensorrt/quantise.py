@@ -53,6 +53,18 @@ class Int8Config:
             raise InputError("unknown method to choose scales", where="--method", got=self.method, allowed=allowed)
 
 
+@dataclass(frozen=True)
+class Form:
+    """How a runtime wants its integers: where they are, their scales, how they stand in the graph."""
+
+    place: Callable[[ir.Model, Collection[str]], Any]
+    choose_scales: Callable[[ir.Model, Any, Iterable[Pixels], str], Scales]
+    insert: Callable[[ir.Model, Any, Scales], ir.Model]
+
+
+TENSORRT = Form(place, choose_scales, insert_pairs)
+
+
 @dataclass(frozen=True, eq=False)
 class Int8Candidate:
     """One way to quantise: the float graph, the graph with pairs, the SNR of its heads on held-out pictures."""
@@ -74,22 +86,27 @@ class Int8Result:
 
 
 def quantise_int8(
-    model: ir.Model, pictures: Collection[Pixels], config: Int8Config, track: Track = lambda items, _: items
+    model: ir.Model,
+    pictures: Collection[Pixels],
+    config: Int8Config,
+    track: Track = lambda items, _: items,
+    form: Form = TENSORRT,
 ) -> Int8Result:
-    """Quantise a float graph for TensorRT.
+    """Quantise a float graph.
 
     Args:
         model: BN-folded and simplified, raw heads, with detector metadata; its batch may be symbolic.
         pictures: network pixels (C, H, W) uint8; iterated several times.
         config: the request.
         track: wraps an iteration over pictures, with a title.
+        form: what the runtime wants.
 
     Raises:
         UnsupportedError: no layer can be quantised. InputError: no pictures; ``keep_float`` names no layer.
     """
     if not len(pictures):
         raise InputError("there are no calibration pictures")
-    placement = place(model, config.keep_float)
+    placement = form.place(model, config.keep_float)
     if not placement.weighted:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(placement.floats.items())[:8])
         raise UnsupportedError("no layer can run in int8", got=reasons or "no Conv, ConvTranspose or Gemm")
@@ -98,14 +115,14 @@ def quantise_int8(
 
     def candidate(name: str, reference: ir.Model, scales: Scales, refined: ir.Model | None = None) -> Int8Candidate:
         source = reference if refined is None else refined
-        quantised = insert_pairs(source, place(source, config.keep_float), scales)
+        quantised = form.insert(source, form.place(source, config.keep_float), scales)
         return Int8Candidate(name, reference, quantised, scales, head_snr(model, quantised, judges))
 
     def scaled(name: str, reference: ir.Model) -> Int8Candidate:
         """Quantise ``reference``, whose layers and values are called as those of ``model``."""
         method = ALIASES.get(config.method, config.method)
         seen = track(pictures, f"observing: {name}")
-        return candidate(name, reference, choose_scales(reference, placement, seen, method))
+        return candidate(name, reference, form.choose_scales(reference, placement, seen, method))
 
     found = [scaled("round to nearest", model)]
     working = Subset(pictures, frozenset(rest))

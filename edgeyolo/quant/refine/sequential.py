@@ -160,7 +160,10 @@ def _refine(step: Step, state: _State, index: int, cache: SavedLayers) -> None:
     state.plan = replace(state.plan, weights={**state.plan.weights, name: weight})
     bias = state.plan.real_bias(step.node)[None, :, None, None]
     for chunk in range(state.chunks):
-        value = step.activate(state.quantised.get(output, chunk) + bias)
+        before = state.quantised.get(output, chunk) + bias
+        if step.activation is not None:  # some runtimes round in front of an activation as well
+            before = _quantised(str(step.node.outputs[0].name), before, state)
+        value = step.activate(before)
         state.quantised.put(output, chunk, _quantised(output, value, state))
 
 

@@ -1,0 +1,63 @@
+"""From a float graph and pictures to integers for ONNX Runtime's CPU kernels, and which layers are worth leaving float.
+
+The steps and refinements are those of lower/tensorrt; where the integers stand and which scales they have is different.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Collection
+
+import onnx_ir as ir
+
+from edgeyolo.lower.mobile.insert import insert_integers
+from edgeyolo.lower.mobile.placement import place
+from edgeyolo.lower.mobile.scales import choose_scales
+from edgeyolo.lower.tensorrt.quantise import Form, Int8Config, Int8Result, Track, quantise_int8
+from edgeyolo.passes.graph import constant, conv_groups
+from edgeyolo.quant.calibrate import Pixels
+from edgeyolo.quant.plan import conv_roles
+
+WIDE = 32
+"""Input channels from which on a convolution multiplies enough to pay for what surrounds its int8 kernel."""
+MOBILE = Form(place, choose_scales, insert_integers)
+
+
+def quantise_mobile(
+    model: ir.Model, pictures: Collection[Pixels], config: Int8Config, track: Track = lambda items, _: items
+) -> Int8Result:
+    """Quantise a float graph; ``encode`` makes other formats of the result, which is S8S8.
+
+    Arguments and errors are those of ``quantise_int8``.
+    """
+    return quantise_int8(model, pictures, config, track, MOBILE)
+
+
+def candidates(model: ir.Model) -> dict[tuple[str, ...], str]:
+    """Choices of ``keep_float`` worth measuring on a processor, the plain one first, each with the reason.
+
+    Args:
+        model: float graph; layers have names.
+    """
+    found: dict[tuple[str, ...], str] = {
+        (): "int8 everywhere",
+        ("head",): "8 bits limit the boxes that the heads say",
+    }
+    if any("depthwise" in played for played in conv_roles(model).values()):
+        found["head", "depthwise"] = "depthwise layers multiply little for every value that they convert"
+    if narrow := _leading(model):
+        found[("head", *narrow)] = f"no layer up to there has {WIDE} input channels, and pictures are still large there"
+    return found
+
+
+def _leading(model: ir.Model) -> list[str]:
+    """Patterns for the layers in front of the first dense one with WIDE input channels; none where there is no such."""
+    names: list[str] = []
+    for node in model.graph:
+        weight = constant(node.inputs[1]) if node.op_type == "Conv" else None
+        if weight is None:
+            continue
+        if conv_groups(node) == 1 and weight.shape[1] >= WIDE:
+            return names
+        names.append(glob.escape(str(node.name)))
+    return []

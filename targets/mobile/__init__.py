@@ -1,0 +1,1 @@
+"""Boards for ONNX Runtime on CPUs of phones and small computers, and a sample that a bundle carries."""
