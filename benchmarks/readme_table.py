@@ -73,7 +73,8 @@ def row(record: RunRecord, shown: Sequence[str]) -> list[str]:
 def latency_table(records: Sequence[RunRecord]) -> str:
     """The table of these contenders with its caption."""
     s, m = records[0].setting, records[0].machine
-    shown = [name for name in FIGURES if name != "AP50" or any(r.ap50 is not None for r in records)]
+    known = {"AP50": [r.ap50 for r in records], "RSS MiB": [r.rss_bytes for r in records]}
+    shown = [name for name in FIGURES if any(value is not None for value in known.get(name, [0]))]
     versions = sorted(
         {
             f"{BACKENDS.get(r.backend, r.backend)} {r.backend_version.split('-')[0].split('(')[0].strip()}"
@@ -130,7 +131,12 @@ def exports_table(records: Sequence[dict[str, Any]]) -> str:
             r["model"],
             r["step"],
             *(
-                [f"{r['seconds']:.1f}", f"{r['cpu_seconds']:.1f}", f"{r['peak_bytes'] / 2**20:.0f}", f"{r['bytes']:,}"]
+                [
+                    f"{r['seconds']:.1f}",
+                    f"{r['cpu_seconds']:.1f}",
+                    "-" if r["peak_bytes"] is None else f"{r['peak_bytes'] / 2**20:.0f}",
+                    f"{r['bytes']:,}",
+                ]
                 if r["status"] == "ok"
                 else [f"failed: {str(r['reason'])[:60]}", "-", "-", "-"]
             ),

@@ -137,6 +137,14 @@ def test_thresholds_change_what_suppression_has_to_do(onnx, pictures):
     assert list(counts) == sorted(set(counts)) and min(times) > 0 and min(counts) <= loose.candidates <= max(counts)
 
 
+def test_everybody_gets_the_same_pictures_in_every_round(onnx, pictures):
+    contenders = find_contenders([onnx], Variants(["ort"], settings=[Setting(conf=0.05)])) * 2
+    first, second = measure(contenders, pictures, Plan(0, 5, 0), Log(quiet=True))
+    assert first.rounds == second.rounds and first.pictures == 5
+    assert first.candidates == second.candidates > 0
+    assert [count for count, _ in first.curve] == [count for count, _ in second.curve] and len(first.curve) > 1
+
+
 def test_everybody_sees_all_pictures():
     assert spread_indices(6, 3) == [0, 2, 4] and spread_indices(2, 50) == [0, 1] and spread_indices(5, 5) == [*range(5)]
 

@@ -135,10 +135,10 @@ def measure(
     started, stopped = datetime.now(timezone.utc).isoformat(timespec="seconds"), False
     try:
         _load(running, pictures, log)
-        if plan.data is not None:
-            _judge(running, plan.data, log)
         _warm_up(running, plan, log)
         _rounds(running, plan, log)
+        if plan.data is not None:
+            _judge(running, plan.data, log)
     except KeyboardInterrupt:
         stopped = True
         log.warn("interrupted: what was measured so far is kept")
