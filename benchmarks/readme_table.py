@@ -21,7 +21,7 @@ from click import echo
 
 from edgeyolo.bench.record import RunRecord, read_records
 from edgeyolo.bench.stats import TimeRatio, ratio
-from edgeyolo.bench.tables import COLUMNS, cells
+from edgeyolo.bench.tables import COLUMNS, cells, failure
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -66,7 +66,7 @@ def row(record: RunRecord, shown: Sequence[str]) -> list[str]:
     figures = dict(zip(COLUMNS, cells(record), strict=True))
     own = [figures[name] for name in shown]
     if not record.ms:
-        own = [f"{record.status}: {(record.reason or '').splitlines()[0][:60]}", *["-"] * (len(shown) - 1)]
+        own = [failure(record)[:70], *["-"] * (len(shown) - 1)]
     return [model, KINDS[suffix], BACKENDS.get(record.backend, record.backend), str(record.threads), *own]
 
 
@@ -103,10 +103,16 @@ def losses(records: Sequence[RunRecord]) -> str:
     for model in dict.fromkeys(parts(record)[0] for record in records):
         of_model = [r for r in records if parts(r)[0] == model and r.threads == 1 and r.ms]
         own = [r for r in of_model if parts(r)[1] in ("-fpga8", "-trt8") and r.backend in ("ort", "engine")]
-        others = [r for r in of_model if r not in own and r.setting == of_model[0].setting]
+        first = of_model[0]  # float32 in ONNX Runtime: our export too
+        own = [first, *own]
+        others = [r for r in of_model if r not in own and r.setting == first.setting]
         said.append(f"- {model}:")
         for r in own:
-            lost = [f"{label(o)} {found}" for o in others if (found := versus(r, o)).low > 1]
+            lost = [
+                f"{label(o)} {found}"
+                for o in (*others, *([first] if r is not first else []))
+                if (found := versus(r, o)).low > 1
+            ]
             said.append(f"    - {label(r)} takes longer than {'; '.join(lost) or 'nobody, for sure'}")
     return "\n".join(said)
 

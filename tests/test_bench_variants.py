@@ -157,7 +157,7 @@ def test_accuracy_beside_speed(onnx, good_bundle, labelled, tmp_path):
             assert r.ap_setting["pictures"] == 6 and r.ap_setting["conf"] == 0.001
     assert records[0].ap > 0
     text = run_markdown(records)
-    assert "AP50" in text and "6 pictures of" in text
+    assert "| conf | IoU |" in text and "AP50" in text and "6 pictures of" in text
 
 
 def test_labels_of_other_classes_cost_the_figure_and_not_the_run(onnx, tmp_path, pictures):

@@ -6,6 +6,8 @@ import dataclasses
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from edgeyolo.bench.contenders import Variants, find_contenders
 from edgeyolo.bench.frames import Frames, Setting
 from edgeyolo.bench.harness import Plan, measure, spread_indices
 from edgeyolo.bench.record import STAGES, read_records
+from edgeyolo.bench.tables import COLUMNS, cells
 from edgeyolo.errors import InputError
 from edgeyolo.progress import Log
 
@@ -55,7 +58,8 @@ def test_one_run_of_several_contenders(onnx, good_bundle, tiny, tmp_path):
         parts = sum(r.ms[stage]["mean"] for stage in STAGES[:-1])
         assert parts == pytest.approx(r.ms["total"]["mean"], rel=1e-3)
         assert r.fps == pytest.approx(1000 / r.ms["total"]["mean"], rel=1e-3)
-        assert r.setting == {"conf": 0.25, "iou": 0.45, "max_det": 300, "nms": "greedynms"} and r.pictures == 3
+        thresholds = {"conf": 0.25, "iou": 0.45, "max_det": 300, "nms": "greedynms", "suppression": "C"}
+        assert r.setting == thresholds and r.pictures == 3
         assert r.candidates >= r.kept and r.rss_bytes > 1 << 20 and r.machine["cpus"]
     assert records[0].ratio is None and records[1].ratio["low"] <= records[1].ratio["value"] <= records[1].ratio["high"]
     assert len({r.run for r in records}) == 1 and "score > 0.25" in " ".join(result.output.split())
@@ -95,6 +99,66 @@ def test_a_crash_is_told_as_what_it_is(onnx, pictures):
     with pytest.raises(ContenderError, match="signal 9"):
         process.run(1, 0)
     process.close()
+
+
+def test_a_crash_in_the_middle_costs_the_row_with_the_reason(onnx, pictures, monkeypatch):
+    run, calls = Process.run, []
+
+    def crashing(self, *asked):
+        calls.append(1)
+        if len(calls) == 8:
+            os.kill(self._process.pid, signal.SIGKILL)
+        return run(self, *asked)
+
+    monkeypatch.setattr(Process, "run", crashing)
+    contenders = find_contenders([onnx], Variants(["ort"])) * 3
+    records = measure(contenders, pictures, Plan(0, 1, 0), Log(quiet=True))
+    dead = [r for r in records if r.status == "failed"]
+    assert len(dead) == 1 and "signal 9" in dead[0].reason and not dead[0].ms and dead[0].frames == 0
+    alive = [r for r in records if r.status == "ok"]
+    assert [r.ratio is None for r in alive] == [True, False], "the first that lives is the reference"
+    assert "failed: its process" in cells(dead[0])[1] and cells(alive[0])[COLUMNS.index("x first")] == "-"
+
+
+def test_last_words_are_the_reason(onnx, pictures, monkeypatch):
+    monkeypatch.setattr("edgeyolo.bench.contender.START", "import sys; sys.exit('there is no room')")
+    process = Process(Contender("a", onnx, "ort", 1))
+    with pytest.raises(ContenderError, match="exit code 1: there is no room"):
+        process.load(pictures)
+    process.close()
+
+
+def test_nothing_stays_behind_when_the_measurer_is_killed(onnx, pictures):
+    """A paused worker would hold its memory for ever."""
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("no /proc here")
+    code = f"""
+import sys, time
+from pathlib import Path
+from edgeyolo.bench.contender import Contender, Process
+process = Process(Contender("a", Path({str(onnx)!r}), "ort", 1))
+process.load([Path({str(pictures[0])!r})])
+print(process._process.pid, flush=True)
+time.sleep(100)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    worker = Path("/proc", parent.stdout.readline().strip())
+    assert worker.exists()
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    for _ in range(200):
+        if not worker.exists() or worker.joinpath("stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
+            break
+        time.sleep(0.05)
+    else:
+        raise AssertionError("the worker is still there")
+
+
+def test_modules_beside_the_users_files_are_not_run(onnx, tiny, tmp_path, monkeypatch):
+    (tmp_path / "onnxruntime.py").write_text("raise SystemExit('taken')")
+    monkeypatch.chdir(tmp_path)
+    succeed("benchmark", onnx, "--images", tiny.pictures, *QUICK)
 
 
 def test_a_waiting_contender_is_paused(onnx, pictures):
@@ -178,7 +242,7 @@ def test_which_backends_suit_which_models(onnx, good_bundle, tiny):
     assert [(c.backend, c.batch) for c in batches] == [("ort", 1), ("ort", 4), ("ncnn", 1)]
 
 
-def test_bad_input(onnx, tiny, tmp_path):
+def test_bad_input(onnx, tiny, tmp_path, monkeypatch):
     assert "nothing to measure" in refusal("benchmark", onnx, "--frames", 0)
     for option, value, words in (
         ("--threads", "two", "not a list of numbers"),
@@ -186,8 +250,17 @@ def test_bad_input(onnx, tiny, tmp_path):
         ("--batch", "0", "not a number for --batch"),
         ("--scenario", "Rush", "unknown scenario"),
         ("--data", tmp_path / "none", "none"),
+        ("--iou", "nan", "not an overlap"),
+        ("--seconds", "nan", "nothing to measure"),
+        ("--qps", "inf", "nothing to measure"),
+        ("--json", tmp_path, "cannot write the results"),
     ):
         assert words in refusal("benchmark", onnx, option, value)
+    one = tmp_path / "one.txt"
+    assert "one file for two" in refusal("benchmark", onnx, "--csv", one, "--json", one)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "pip install ncnn" in refusal("benchmark", onnx, "--backend", "ncnn")
+    monkeypatch.undo()
     assert "apart" in refusal("benchmark", onnx, "--batch", "2", "--scenario", "Offline")
     shutil.copytree(tiny.pictures, tmp_path / "pictures")
     (tmp_path / "pictures" / "bad.jpg").write_bytes(b"no picture")

@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,20 @@ from edgeyolo.errors import EdgeYoloError
 
 ANSWER_SECONDS = 900
 """Loading may compile; nothing takes longer than this."""
+JUDGE_SECONDS = 24 * 3600
+"""Scoring thousands of pictures takes its time."""
+LAST_WORDS = 2000
+"""Bytes from the end of what a dead process wrote to standard error."""
+START = """
+import sys
+sys.path[:] = [path for path in sys.path if path] # the working directory may hold anything
+sys.path.insert(0, sys.argv[1])
+from edgeyolo.bench.worker import main
+main()
+"""
+"""The package that is running, and no module that happens to lie beside the user's files."""
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Threads that spin while they wait take the time of the one that does the rest of a frame."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -77,10 +92,11 @@ class Process:
         self.contender = contender
         self.loaded: dict[str, Any] = {}
         environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(contender.threads))}
-        environment["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin while they wait take the time of others
+        environment.update(WAITING)
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "edgeyolo.bench.worker"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
+            [sys.executable, "-c", START, str(Path(__file__).resolve().parents[2]), str(os.getpid())],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, env=environment,
             start_new_session=True,
         )  # fmt: skip
         self._rest = b""
@@ -89,7 +105,7 @@ class Process:
         """Open the model and run it once. Raises ContenderError."""
         c = self.contender
         self.loaded = self._ask(
-            do="load", backend=c.backend, path=str(c.path), threads=c.threads, cpus=_cpus(c.threads),
+            do="load", backend=c.backend, path=str(c.path), threads=c.threads, cpus=pinned(c.threads),
             weights=None if c.weights is None else str(c.weights), pictures=[str(p) for p in pictures],
             setting=asdict(c.setting), batch=c.batch,
         )  # fmt: skip
@@ -114,37 +130,38 @@ class Process:
     def judge(self, data: str) -> dict[str, Any]:
         """Score the model on labelled pictures: ``ap50``, ``ap`` and their ``setting``. Raises ContenderError."""
         self._signal("SIGCONT")
-        answer = self._ask(do="judge", data=data)
-        self._pause()
-        return answer
+        try:
+            return self._ask(JUDGE_SECONDS, do="judge", data=data)
+        finally:
+            self._pause()
 
     def close(self) -> None:
-        """End the process."""
-        with suppress(OSError):
-            self._process.kill()
+        """End the process, and whatever it has started."""
+        self._signal("SIGKILL")
         self._process.wait()
+        self._errors.close()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 stream.close()
 
-    def _ask(self, **request: Any) -> dict[str, Any]:
+    def _ask(self, limit: float = ANSWER_SECONDS, /, **request: Any) -> dict[str, Any]:
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
-            answer: dict[str, Any] = json.loads(self._line())
+            answer: dict[str, Any] = json.loads(self._line(limit))
         except (OSError, ValueError) as error:
             raise ContenderError(self._death()) from error
         if "error" in answer:
             raise ContenderError(answer["error"])
         return answer
 
-    def _line(self) -> bytes:
+    def _line(self, limit: float) -> bytes:
         """The next line of the other process. Raises ValueError where it ends or takes too long."""
         assert self._process.stdout is not None
         handle = self._process.stdout.fileno()
         while b"\n" not in self._rest:
-            ready, _, _ = select.select([handle], [], [], ANSWER_SECONDS)
+            ready, _, _ = select.select([handle], [], [], limit)
             part = os.read(handle, 1 << 16) if ready else b""
             if not part:
                 raise ValueError("no answer")
@@ -153,21 +170,28 @@ class Process:
         return line
 
     def _death(self) -> str:
-        with suppress(subprocess.TimeoutExpired):
+        try:
             code = self._process.wait(timeout=5)
-            return f"its process ended by signal {-code}" if code < 0 else f"its process ended with exit code {code}"
-        return f"no answer within {ANSWER_SECONDS} s"
+        except subprocess.TimeoutExpired:
+            return "no answer in time"
+        self._errors.seek(0, os.SEEK_END)
+        self._errors.seek(max(0, self._errors.tell() - LAST_WORDS))
+        words = self._errors.read().decode("utf-8", errors="replace").strip().splitlines()
+        end = f"its process ended by signal {-code}" if code < 0 else f"its process ended with exit code {code}"
+        return f"{end}: {words[-1]}" if words else end
 
     def _pause(self) -> None:
         """Threads of a library may spin while they wait: stop them."""
         self._signal("SIGSTOP")
 
     def _signal(self, name: str) -> None:
-        if hasattr(signal, name) and self._process.poll() is None:
-            self._process.send_signal(getattr(signal, name))
+        """To the process and those it started, which are a session of their own."""
+        with suppress(OSError):
+            if hasattr(signal, name) and self._process.poll() is None:
+                os.killpg(self._process.pid, getattr(signal, name))
 
 
-def _cpus(threads: int) -> list[int]:
+def pinned(threads: int) -> list[int]:
     """The processors to pin ``threads`` threads to; empty where there are too few, or the system cannot say."""
     if not hasattr(os, "sched_getaffinity"):
         return []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from edgeyolo.bench.backends import KINDS
+from edgeyolo.bench.backends import KINDS, check_backend
 from edgeyolo.bench.contender import Contender
 from edgeyolo.bench.frames import Setting
 from edgeyolo.bench.record import SCENARIOS
@@ -47,6 +47,8 @@ class Variants:
         wrong = [s.conf for s in self.settings if not 0 <= s.conf <= 1]
         if wrong or not self.settings:
             raise InputError("not a score threshold", where="--conf", got=wrong, allowed="0 to 1")
+        if any(not 0 <= s.iou <= 1 for s in self.settings):
+            raise InputError("not an overlap", where="--iou", got=self.settings[0].iou, allowed="0 to 1")
         for option, words, known in (("--backend", self.backends, KINDS), ("--scenario", self.scenarios, SCENARIOS)):
             unknown = [word for word in words if word not in known]
             if unknown:
@@ -83,6 +85,12 @@ def find_contenders(models: Sequence[Path], variants: Variants, weights: Path | 
         takes = "; ".join(f"{name}: {KINDS[name].takes}" for name in idle)
         raise InputError("no model suits this backend", where="--backend", got=", ".join(idle), allowed=takes)
     return found
+
+
+def check_installed(contenders: Sequence[Contender]) -> None:
+    """Raise InputError, with the line that installs it, for the first backend that is missing."""
+    for name in dict.fromkeys(contender.backend for contender in contenders):
+        check_backend(name)
 
 
 def _variants(model: Path, backend: str, variants: Variants, weights: Path | None) -> Iterator[Contender]:

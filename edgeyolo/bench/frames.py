@@ -17,7 +17,7 @@ import numpy as np
 from edgeyolo.bench.backends import Backend
 from edgeyolo.errors import InputError, UnsupportedError
 from edgeyolo.images import Pixels, load_image, to_input
-from edgeyolo.nms import IOU, MAX_DET, fast_nms
+from edgeyolo.nms import IOU, MAX_DET, fast_nms, nms
 from edgeyolo.postprocess import CONF, OBJECTNESS, Decoded, Floats, Ints, decode, scale_boxes
 
 
@@ -67,6 +67,7 @@ class Frames:
         self._backend, self._detector, self._batch = backend, detector, batch
         self._pictures, self._setting, self._next = list(pictures), setting, 0
         self._nms = fast_nms()
+        self.suppression = "numpy" if self._nms is nms else "C"
 
     def seek(self, turn: int, frames: int) -> None:
         """Go on with the picture that is next after so many turns of so many frames or batches."""

@@ -8,9 +8,12 @@ hits all alike, and a picture that is slow to decode is in everybody's block.
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -31,6 +34,12 @@ from edgeyolo.progress import Log
 
 BLOCK_SECONDS = 0.1
 """Of the fastest in one round: long beside a switch of processes, short beside what disturbs a machine."""
+LONGEST_SECONDS = 2.0
+"""Of the slowest in one round, unless a single picture takes longer."""
+SERVER_QUERIES = 50
+"""Of a block in Server: its queue is empty when it begins, and needs some queries to fill."""
+METER_MARGIN = 1.5
+"""A block for a meter is so much longer than the shortest that it measures: the next one may be a little faster."""
 SCENARIO_SECONDS = 1.0
 """The same in a scenario, whose queries come in bursts or at their own times."""
 OVERLOAD = 3.0
@@ -56,10 +65,12 @@ class Plan:
     data: str | None = None
 
     def __post_init__(self) -> None:
-        if self.frames < 1 or self.seconds < 0 or self.warmup < 0:
+        numbers = (self.seconds, self.warmup, self.qps or 1.0)
+        if self.frames < 1 or not all(math.isfinite(value) and value >= 0 for value in numbers):
             raise InputError(
-                "there would be nothing to measure", got=f"{self.frames} frames, {self.seconds:g} s",
-                allowed="at least 1 frame",
+                "there would be nothing to measure",
+                got=f"{self.frames} frames, {self.seconds:g} s, {self.warmup:g} s of warm-up",
+                allowed="at least 1 frame, and finite times",
             )  # fmt: skip
 
 
@@ -92,8 +103,11 @@ class _Running:
         """Measure one block of so many pictures, in a scenario of some time; and what the machine takes meanwhile."""
         contender, turn = self.contender, len(self.measured.blocks)
         steps, seconds = (-(-pictures // contender.batch), 0.0) if contender.scenario is None else (1, SCENARIO_SECONDS)
+        if contender.scenario == "Server":
+            seconds = max(seconds, SERVER_QUERIES / self.rate)
         meter = None if isinstance(self.meter, str) else self.meter
         if meter is not None:
+            seconds = max(seconds, METER_MARGIN * meter.shortest)
             meter.start()
         block: Block | None = self.attempt(
             lambda process: process.run(steps, seconds, turn, contender.scenario, self.rate)
@@ -153,6 +167,19 @@ def measure(
         one.measured.rate = one.rate if one.contender.scenario == "Server" else None
     pairs = [(one.contender, one.measured) for one in running]
     return summary(pairs, shared, stopped=stopped)
+
+
+@contextmanager
+def ending_like_ctrl_c() -> Iterator[None]:
+    """While this lasts a SIGTERM or SIGHUP interrupts, so that what was measured is kept."""
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    inside = threading.current_thread() is threading.main_thread()  # only it may handle signals
+    before = {name: signal.signal(getattr(signal, name), signal.default_int_handler) for name in names if inside}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
 
 
 def spread_indices(count: int, limit: int) -> list[int]:
@@ -230,11 +257,15 @@ def _rounds(running: list[_Running], plan: Plan, log: Log) -> None:
 
 
 def _block_pictures(running: list[_Running]) -> int:
-    """Pictures of a block: whole batches of everybody, and long enough for the fastest and for the meters."""
+    """Pictures of a block: whole batches of everybody, long enough for the fastest, short enough for the slowest.
+
+    Where the two are far apart, the slowest decides: a round that takes minutes would interleave nothing.
+    """
     plain = [one for one in running if one.alive and one.contender.scenario is None]
-    wanted = [one.rate * max(BLOCK_SECONDS, 0.0 if isinstance(one.meter, str) else one.meter.shortest) for one in plain]
     whole = math.lcm(*(one.contender.batch for one in plain))
-    return whole * math.ceil(max(wanted, default=1.0) / whole)
+    fastest, slowest = (pick((one.rate for one in plain), default=1.0) for pick in (max, min))
+    blocks = min(fastest * BLOCK_SECONDS, max(1.0, slowest * LONGEST_SECONDS)) / whole
+    return whole * max(1, math.ceil(blocks))
 
 
 def _until_done(running: list[_Running], plan: Plan) -> Iterator[int]:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -101,40 +102,68 @@ class RunRecord:
 
     def to_line(self) -> str:
         """One line of JSON with the schema's number first."""
-        return json.dumps({"schema": SCHEMA, **asdict(self)}, separators=(",", ":")) + "\n"
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, separators=(",", ":"), allow_nan=False) + "\n"
 
 
 def append_records(path: Path, records: Iterable[RunRecord]) -> None:
     """Add lines to a results file; those that are there stay, whatever happens.
 
+    All lines are one write, so that two runs may share a file; half a line that an earlier one left is ended first.
     Raises InputError if the file cannot be written.
     """
+    data = "".join(record.to_line() for record in records).encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as stream:
-            for record in records:
-                stream.write(record.to_line())
-            stream.flush()
-            os.fsync(stream.fileno())
+        with path.open("ab+", buffering=0) as stream:
+            if stream.seekable() and stream.seek(0, os.SEEK_END):
+                stream.seek(-1, os.SEEK_END)
+                data = (b"" if stream.read(1) == b"\n" else b"\n") + data
+            stream.write(data)
+            with suppress(OSError):  # a pipe cannot be synchronised
+                os.fsync(stream.fileno())
     except OSError as error:
         raise InputError("cannot write the results", where=path, got=error.strerror) from error
+
+
+def check_results(path: Path) -> None:
+    """Raise InputError if ``path`` cannot be a results file; nothing is written."""
+    if path.is_dir() or not os.access(path if path.exists() else _existing(path.parent), os.W_OK):
+        what = "a folder" if path.is_dir() else "no permission to write"
+        raise InputError("cannot write the results", where=path, got=what, hint="name a file")
+
+
+def _existing(folder: Path) -> Path:
+    """The nearest folder that exists."""
+    return folder if folder.exists() else _existing(folder.parent)
 
 
 def read_records(path: Path) -> list[RunRecord]:
     """All records of a results file, which may come from anywhere.
 
+    Half a last line, which a run that was killed leaves, is not one of them.
     Raises InputError: missing, too large, not such a file, or of a newer schema; it names the line.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InputError("the results file is too large", where=path, allowed=f"{MAX_BYTES} bytes")
-        lines = path.read_text("utf-8").splitlines()
+        text = path.read_text("utf-8")
     except (OSError, ValueError) as error:
         raise InputError("cannot read the results", where=path, got=str(error)[:200]) from error
-    records = [parse_record(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    lines = text.split("\n")
+    torn = len(lines) - 1 if lines[-1] and len(lines) > 1 and not _is_json(lines[-1]) else len(lines)
+    found = [(number, line) for number, line in enumerate(lines[:torn], 1) if line.strip()]
+    records = [parse_record(line, f"{path}, line {number}") for number, line in found]
     if not records:
         raise InputError("there are no results in this file", where=path, hint="edgeyolo benchmark --json writes some")
     return records
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def parse_record(line: str, where: str) -> RunRecord:

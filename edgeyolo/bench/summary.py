@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeyolo.bench.contender import Block, Contender
+from edgeyolo.bench.contender import WAITING, Block, Contender, pinned
 from edgeyolo.bench.contenders import full_name
 from edgeyolo.bench.frames import Frame
 from edgeyolo.bench.machine import machine_facts
@@ -46,11 +46,13 @@ class Measured:
 
     @classmethod
     def of(cls, c: Contender) -> Measured:
-        """Nothing yet but the file that the backend will open; of a bundle the hash is the manifest's."""
-        opened = c.path / (PROGRAM if c.backend == "engine" else MODEL) if c.path.is_dir() else c.path
-        hashed = c.path / MANIFEST if c.path.is_dir() else c.path
+        """Nothing yet but the files that the backend will open; of a bundle the hash is the manifest's."""
+        opened = [c.path / (PROGRAM if c.backend == "engine" else MODEL)] if c.path.is_dir() else [c.path]
+        opened += [] if c.weights is None else [c.weights]
+        hashed = [c.path / MANIFEST] if c.path.is_dir() else opened
         with suppress(OSError):  # whoever opens it will say what is wrong with it
-            return cls(artefact_bytes=opened.stat().st_size, sha256=sha256(hashed.read_bytes()))
+            data = b"".join(path.read_bytes() for path in hashed)
+            return cls(artefact_bytes=sum(path.stat().st_size for path in opened), sha256=sha256(data))
         return cls()
 
 
@@ -67,18 +69,21 @@ def summary(
     shared = {**shared, "machine": machine_facts()}
     records = []
     for contender, measured in running:
-        first = next(m for c, m in running if c.scenario == contender.scenario)
+        alike = [m for c, m in running if c.scenario == contender.scenario]
+        first = next((m for m in alike if m.blocks and not m.failed), alike[0])
         status = "failed" if measured.failed else "stopped" if stopped else "ok"
-        own = {"status": status, "ratio": _ratio(contender, measured, first)}
+        own: dict[str, Any] = {"status": status, "ratio": _ratio(contender, measured, first)}
+        own["machine"] = {**shared["machine"], "pinned": pinned(contender.threads), **WAITING}
         records.append(_record(contender, measured, {**shared, **own}))
     return records
 
 
 def _record(c: Contender, measured: Measured, shared: dict[str, Any]) -> RunRecord:
-    blocks, loaded, score = measured.blocks, measured.loaded, measured.score
+    # What was measured before a failure is no figure of a contender that works.
+    blocks, loaded, score = [] if measured.failed else measured.blocks, measured.loaded, measured.score
     frames = [frame for block in blocks for frame in block.frames]
     queries = [ms for block in blocks for ms in block.query_ms]
-    setting = {**asdict(c.setting), "nms": loaded.get("nms")}
+    setting = {**asdict(c.setting), "nms": loaded.get("nms"), "suppression": loaded.get("suppression")}
     return RunRecord(
         reason=measured.failed, contender=c.label, model=full_name(c.path), model_sha256=measured.sha256,
         artefact_bytes=measured.artefact_bytes,
@@ -94,7 +99,7 @@ def _record(c: Contender, measured: Measured, shared: dict[str, Any]) -> RunReco
         curve=_curve(frames) if c.batch == 1 else (), joules=_joules(c, blocks), energy=measured.energy,
         ap50=score.get("ap50"), ap=score.get("ap"), ap_setting=score.get("setting"),
         totals_ms=tuple(round(f.total, 4) for f in frames), rounds=tuple(len(block.frames) for block in blocks),
-        states=tuple(measured.states), **shared,
+        states=tuple(measured.states) if blocks else (), **shared,
     )  # fmt: skip
 
 
@@ -109,7 +114,9 @@ def _fps(c: Contender, blocks: Sequence[Block]) -> float | None:
         return None
     if c.scenario is None:
         return round(1000 / float(np.mean([f.total for f in frames])), 3)
-    return round(len(frames) / sum(block.seconds for block in blocks), 3)
+    # Of Server's queries the first comes when a block begins: between n of them lie n - 1 waits.
+    counted = len(frames) - (len(blocks) if c.scenario == "Server" else 0)
+    return round(counted / sum(block.seconds for block in blocks), 3)
 
 
 def _curve(frames: Sequence[Frame]) -> tuple[tuple[float, float], ...]:

@@ -16,9 +16,23 @@ from edgeyolo.errors import printable
 
 COLUMNS = (
     *("contender", "infer p50", "NMS p50", "total p50", "p90", "p99", "jitter", "FPS", "x first", "query p90"),
-    *("query p99", "first ms", "load ms", "RSS MiB", "bytes", "before", "after", "J/frame", "AP50", "AP"),
+    *(
+        "query p99",
+        "first ms",
+        "load ms",
+        "RSS MiB",
+        "bytes",
+        "conf",
+        "IoU",
+        "before",
+        "after",
+        "J/frame",
+        "AP50",
+        "AP",
+    ),
 )
-"""Milliseconds where nothing else is said; ``x first``: median total as a multiple of the first contender's."""
+"""Milliseconds where nothing else is said; ``x first``: median total as a multiple of the first contender's, which
+has none itself."""
 OPTIONAL = ("query p90", "query p99", "J/frame", "AP50", "AP")
 """Columns that are left out where nobody has them."""
 NOISE = 0.1
@@ -29,19 +43,24 @@ def cells(record: RunRecord) -> list[str]:
     """One row; what was not measured is ``-``."""
     infer, nms, total = (record.spread(stage) for stage in ("infer", "nms", "total"))
     if infer is None or nms is None or total is None:
-        reason = (record.reason or "nothing measured").splitlines()[0]
-        return [record.contender, f"{record.status}: {reason}", *["-"] * (len(COLUMNS) - 2)]
+        return [record.contender, failure(record), *["-"] * (len(COLUMNS) - 2)]
     ratio = record.ratio and f"{record.ratio['value']:.2f} [{record.ratio['low']:.2f}, {record.ratio['high']:.2f}]"
     query = record.query_ms or {}
     return [
         record.contender, f"{infer.p50:.2f}", f"{nms.p50:.3f}", f"{total.p50:.2f}", f"{total.p90:.2f}",
-        f"{total.p99:.2f}", f"{total.jitter:.2f}", _figure(record.fps, ".1f"), ratio or "1",
+        f"{total.p99:.2f}", f"{total.jitter:.2f}", _figure(record.fps, ".1f"), ratio or "-",
         _figure(query.get("p90"), ".2f"), _figure(query.get("p99"), ".2f"),
         _figure(record.first_ms, ".1f"), _figure(record.load_ms, ".0f"),
         _figure(record.rss_bytes and record.rss_bytes / 2**20, ".0f"), f"{record.artefact_bytes:,}",
+        f"{record.setting['conf']:g}", f"{record.setting['iou']:g}",
         _figure(record.candidates, ".1f"), _figure(record.kept, ".1f"), _figure(record.joules, ".3g"),
         _figure(record.ap50, ".4f"), _figure(record.ap, ".4f"),
     ]  # fmt: skip
+
+
+def failure(record: RunRecord) -> str:
+    """Why a record has no figures, in one line."""
+    return f"{record.status}: {next(iter((record.reason or 'nothing measured').splitlines()), '')}"
 
 
 def _figure(value: float | None, form: str) -> str:
@@ -85,7 +104,7 @@ def _energy(records: Sequence[RunRecord]) -> Iterator[str]:
 
 def _doubts(records: Sequence[RunRecord]) -> Iterator[str]:
     """Who cannot be told from the first: as fast as it, or too noisy to know."""
-    open_ = [r for r in records if r.ratio is not None and r.ratio["low"] <= 1 <= r.ratio["high"]]
+    open_ = [r for r in records if r.ms and r.ratio is not None and r.ratio["low"] <= 1 <= r.ratio["high"]]
     noisy = [r for r in open_ if r.ratio is not None and max(1 - r.ratio["low"], r.ratio["high"] - 1) > NOISE]
     level = [r for r in open_ if r not in noisy]
     for rows, what in ((level, "as fast as the first, as far as this run shows"), (noisy, "too noisy to tell")):
@@ -111,14 +130,14 @@ def run_table(records: Sequence[RunRecord]) -> Group:
         row = cells(record)
         row[COLUMNS.index("x first")] = _short_ratio(record)
         table.add_row(*(printable(row[i]) if record.ms or i == 0 else "-" for i in shown))
-    failed = [f"{r.contender}: {cells(r)[1]}" for r in records if not r.ms]
+    failed = [f"{r.contender}: {failure(r)}" for r in records if not r.ms]
     return Group(table, *(Text(printable(line)) for line in (*failed, *caption(records).splitlines())))
 
 
 def _short_ratio(record: RunRecord) -> str:
     """Without the interval: ``~`` where it contains 1, so that nobody knows who is faster."""
     if record.ratio is None:
-        return "1"
+        return "-"
     return f"{'~' * (record.ratio['low'] <= 1 <= record.ratio['high'])}{record.ratio['value']:.2f}"
 
 
@@ -126,9 +145,13 @@ def run_markdown(records: Sequence[RunRecord]) -> str:
     """A Markdown table with its caption."""
     shown = columns(records)
     rows = [[COLUMNS[i] for i in shown], ["---", *["---:"] * (len(shown) - 1)]]
-    rows += [[cells(record)[i].replace("|", "\\|") for i in shown] for record in records]
+    rows += [[_markdown(cells(record)[i]) for i in shown] for record in records]
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([*lines, "", caption(records), ""])
+
+
+def _markdown(cell: str) -> str:
+    return printable(cell).replace("\n", " ").replace("|", "\\|").replace("<", "&lt;")
 
 
 def run_csv(records: Sequence[RunRecord]) -> str:

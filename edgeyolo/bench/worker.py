@@ -1,13 +1,15 @@
 """A contender's process: loads one model into one backend and runs frames when it is told to; otherwise it waits.
 
 One JSON object a line on standard input, one answer a line on what was standard output; what libraries print goes to
-standard error. ``python -m edgeyolo.bench.worker`` is started by ``contender.py`` and by nobody else.
+standard error. ``contender.py`` starts it, and nobody else.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import time
 from contextlib import suppress
@@ -20,6 +22,8 @@ from edgeyolo.bench.backends import Backend, open_backend
 from edgeyolo.bench.frames import Frames, Setting
 from edgeyolo.errors import EdgeYoloError
 from edgeyolo.progress import peak_memory
+
+PR_SET_PDEATHSIG = 1
 
 
 class _Worker:
@@ -50,17 +54,18 @@ class _Worker:
             "version": backend.version(),
             "generator": self.generator,
             "nms": backend.detector.nms_kind,
+            "suppression": self.frames.suppression,
         }
 
     def run(self, request: dict[str, Any]) -> dict[str, Any]:
         """Measure frames until there are enough of them and enough time has passed."""
         assert self.frames is not None
         one, least, seconds = self.frames.one, request["frames"], request["seconds"]
+        self.frames.seek(request["turn"], least)
         if request["scenario"] is not None:
             run = scenarios.run if self.generator == scenarios.OWN else loadgen.run
             load = run(request["scenario"], one, least, seconds, request["rate"], request["turn"])
             return {**load._asdict(), "rss": peak_memory()}
-        self.frames.seek(request["turn"], least)
         start = time.perf_counter()
         frames = [one()]
         while len(frames) < least or time.perf_counter() < start + seconds:
@@ -83,8 +88,19 @@ class _Worker:
         return {"ap50": score.values["AP50"], "ap": score.values["AP"], "setting": setting}
 
 
+def _die_with(parent: int) -> None:
+    """Have the kernel end this process, which may be paused, when its parent is gone, however that ended."""
+    if sys.platform != "linux":
+        return
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        raise SystemExit(1)
+
+
 def main() -> None:
-    """Answer requests until there are no more."""
+    """Answer requests until there are no more. The last argument is the parent's number."""
+    _die_with(int(sys.argv[-1]))
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     worker = _Worker()
@@ -98,7 +114,3 @@ def main() -> None:
             answer = {"error": f"{type(error).__name__}: {error}"[:2000]}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
-
-
-if __name__ == "__main__":
-    main()

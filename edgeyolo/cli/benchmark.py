@@ -20,6 +20,9 @@ Number = TypeVar("Number", int, float)
 SCENES = "scenes:val:8"
 """What is looked at without --images: generated scenes of digits."""
 
+INTERRUPTED = 130
+"""As shells have it: 128 and the number of the signal."""
+
 EPILOG = """\b
 Examples:
   edgeyolo benchmark out/digits-fpga
@@ -34,7 +37,8 @@ they stand in every row. Scenarios are those of MLPerf: SingleStream, MultiStrea
 once), Server (frames arrive at random); with mlcommons-loadgen as the generator where it is installed. Energy is read
 where the machine tells (RAPL, INA3221, NVML).
 
-Exit codes: 0 done, 1 a contender failed (its row says why; the others are there), 2 bad input.
+Exit codes: 0 done, 1 a contender failed (its row says why; the others are there), 2 bad input, 130 interrupted (what
+was measured is kept).
 """
 
 
@@ -73,51 +77,62 @@ def benchmark(
     csv_file: Path | None, markdown: Path | None, force: bool,
 ) -> None:  # fmt: skip
     """Measure latency, NMS time and FPS of every MODEL in every backend that suits it, interleaved in one run."""
-    from edgeyolo.bench.contenders import Variants, find_contenders
+    from edgeyolo.bench.contenders import Variants, check_installed, find_contenders
     from edgeyolo.bench.energy import open_meter
     from edgeyolo.bench.frames import Setting
-    from edgeyolo.bench.harness import Plan, measure
+    from edgeyolo.bench.harness import Plan, ending_like_ctrl_c, measure
     from edgeyolo.bench.record import append_records
     from edgeyolo.bench.tables import run_table
     from edgeyolo.output import write_file
     from edgeyolo.progress import Log
 
-    texts = _texts(html, csv_file, markdown, force=force)
+    texts = _texts(html, csv_file, markdown, results, force=force)
     settings = [Setting(value, iou, max_det) for value in _numbers(conf, float, "--conf")]
     threads_, batches = _numbers(threads, int, "--threads"), _numbers(batch, int, "--batch")
     variants = Variants(_words(backends), threads_, batches, settings, _words(scenario))
     plan, log = Plan(seconds, frames, warmup, qps, data), Log()
     contenders = find_contenders(models, variants, weights)
+    check_installed(contenders)
     _check_data(data)
     with ExitStack() as stack:
+        stack.enter_context(ending_like_ctrl_c())
         pictures = _pictures(images, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeyolo-"))))
         if images is None:
             log.say(f"no --images given: {len(pictures)} generated scenes of digits, so NMS has little to do")
         records = measure(contenders, pictures, plan, log, open_meter)
+    log.table(run_table(records))
     if results is not None:
         append_records(results, records)
     for path, form in texts.items():
         write_file(path, form(records).encode(), force=force)
-    log.table(run_table(records))
+    if any(record.status == "stopped" for record in records):
+        context.exit(INTERRUPTED)
     if any(record.status == "failed" for record in records):
         context.exit(1)
 
 
 def _texts(
-    html: Path | None, csv_file: Path | None, markdown: Path | None, *, force: bool
+    html: Path | None, csv_file: Path | None, markdown: Path | None, results: Path | None, *, force: bool
 ) -> dict[Path, Callable[[Sequence[RunRecord]], str]]:
     """What makes the text of each file, once they are known to be writable. Raises InputError."""
+    from edgeyolo.bench.record import check_results
     from edgeyolo.bench.tables import run_csv, run_markdown
     from edgeyolo.output import check_free_file
 
     texts: dict[Path, Callable[[Sequence[RunRecord]], str]] = {}
     texts |= {path: form for path, form in ((csv_file, run_csv), (markdown, run_markdown)) if path is not None}
     if html is not None:
-        from edgeyolo.bench.report import report_html
+        from edgeyolo.bench.report import need_plots, report_html
 
+        need_plots()
         texts[html] = report_html
     for path in texts:
         check_free_file(path, force=force)
+    if results is not None:
+        check_results(results)
+    named = [path.absolute() for path in (html, csv_file, markdown, results) if path is not None]
+    if len(set(named)) < len(named):
+        raise InputError("one file for two kinds of results", got=", ".join(map(str, named)))
     return texts
 
 
@@ -134,12 +149,12 @@ def _check_data(data: str | None) -> None:
 
 
 def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
+    return list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
 
 
 def _numbers(text: str, kind: type[Number], option: str) -> list[Number]:
     try:
-        return [kind(word) for word in _words(text)]
+        return list(dict.fromkeys(kind(word) for word in _words(text)))
     except ValueError as error:
         raise InputError("not a list of numbers", where=option, got=text, allowed="such as 1,2") from error
 

@@ -102,8 +102,8 @@ KINDS = {
 """Every backend by its name; the module of that name here (``-`` is ``_``) has a class ``Backend``."""
 
 
-def open_backend(name: str) -> Any:
-    """An instance of the backend called ``name``. Raises InputError: unknown, or what it needs is not installed."""
+def check_backend(name: str) -> None:
+    """Raise InputError if there is no backend called ``name``, or what it needs is not installed."""
     if name not in KINDS:
         raise InputError("unknown backend", where="--backend", got=name, allowed=", ".join(KINDS))
     kind = KINDS[name]
@@ -111,4 +111,9 @@ def open_backend(name: str) -> Any:
     if missing:
         got = f"no module {', '.join(missing)}".replace("|", " or ")
         raise InputError(f"backend {name} is not installed", got=got, hint=kind.install)
+
+
+def open_backend(name: str) -> Any:
+    """An instance of the backend called ``name``. Raises InputError as ``check_backend``."""
+    check_backend(name)
     return importlib.import_module(f"edgeyolo.bench.backends.{name.replace('-', '_')}").Backend()
