@@ -34,7 +34,7 @@ class MobileBoard:
         description: one sentence for people.
         machine: what ``uname -m`` says there: ``aarch64`` or ``x86_64``.
         onnxruntime: the oldest ONNX Runtime that the profile is for, ``major.minor``.
-        max_opset: the newest ONNX opset of that version.
+        max_opset: the newest ONNX opset of that version; at least 19, which the float16 graph has.
         int8_format: one of ``INT8_FORMATS``: what its int8 kernels compute fast and without saturation.
         int8_reason: one sentence for people: why this format, and the source.
         fp16_kernels: 1 where ONNX Runtime's CPU provider has float16 arithmetic; 0: it converts to float32 and back.
@@ -64,7 +64,7 @@ _RULES: dict[str, Rule] = {
     "name": re.compile(r"[a-z0-9][a-z0-9._-]{0,63}"),
     "machine": ("aarch64", "x86_64"),
     "onnxruntime": re.compile(r"\d{1,2}\.\d{1,2}"),
-    "max_opset": range(13, 27),
+    "max_opset": range(19, 27),
     "int8_format": INT8_FORMATS,
     "int8_reason": re.compile(r"\S[^\n]{10,400}\."),
     "fp16_kernels": range(2),
@@ -131,8 +131,8 @@ def check_host(board: MobileBoard) -> None:
 
 
 def host_threads(board: MobileBoard) -> int:
-    """Threads to measure with on this machine: those of the board, as far as there are processors for them."""
-    cpus = os.cpu_count() or 1
+    """Threads to measure with on this machine: those of the board, as far as this process has processors for them."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(board.threads or cpus, cpus)
 
 

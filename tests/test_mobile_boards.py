@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from edgeyolo.errors import InputError
-from edgeyolo.mobile import check_shapes, choose_provider, load_mobile, parse_mobile, session_facts
+from edgeyolo.mobile import check_shapes, choose_provider, host_threads, load_mobile, parse_mobile, session_facts
 from edgeyolo.profile_file import list_boards
 
 CPU, XNNPACK, NNAPI = "CPUExecutionProvider", "XnnpackExecutionProvider", "NnapiExecutionProvider"
@@ -22,8 +23,9 @@ def test_every_shipped_board_loads_and_is_named_after_its_file() -> None:
 
 
 def test_signed_int8_saturates_on_x86_without_vnni_only() -> None:
-    formats = {load_mobile(name).machine: load_mobile(name).int8_format for name in NAMES}
-    assert formats == {"aarch64": "s8s8", "x86_64": "u8u8"}
+    formats = {name: load_mobile(name).int8_format for name in NAMES}
+    assert formats == {name: "s8s8" for name in NAMES[:4]} | {"x86-avx2": "u8u8", "x86-vnni": "u8s8"}
+    assert {name for name in NAMES if load_mobile(name).machine == "aarch64"} == set(NAMES[:4])
     assert "dot product" in load_mobile("raspberry-pi-5").int8_reason
     assert "saturates" in load_mobile("x86-avx2").int8_reason
 
@@ -96,3 +98,15 @@ def test_keys_that_contradict_each_other_are_refused(before: str, after: str, co
     assert before in ANDROID
     with pytest.raises(InputError, match=complaint):
         parse_mobile(ANDROID.replace(before, after), "mine.toml")
+
+
+def test_an_onnx_runtime_without_the_opset_of_the_float16_graph_is_refused() -> None:
+    assert parse_mobile(ANDROID.replace("max_opset = 21", "max_opset = 19"), "mine.toml").max_opset == 19
+    with pytest.raises(InputError, match="max_opset = 18"):
+        parse_mobile(ANDROID.replace("max_opset = 21", "max_opset = 18"), "mine.toml")
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not confine a process to processors")
+def test_threads_are_no_more_than_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5})
+    assert [host_threads(load_mobile(name)) for name in ("android-arm64", "x86-avx2")] == [1, 1]

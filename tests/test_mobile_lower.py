@@ -18,7 +18,7 @@ from edgeyolo.errors import InputError, UnsupportedError
 from edgeyolo.export.pictures import PictureSet
 from edgeyolo.export.prepare import Stages, prepare
 from edgeyolo.frontend import load_source
-from edgeyolo.lower.mobile.formats import FORMATS, encode
+from edgeyolo.lower.mobile.formats import FORMATS, encode, form_of
 from edgeyolo.lower.mobile.half import to_half
 from edgeyolo.lower.mobile.insert import insert_integers
 from edgeyolo.lower.mobile.placement import place
@@ -108,6 +108,7 @@ def test_formats_differ_in_bytes_alone():
     result = quantised(net("leaky"))
     kinds = {"S8S8": ("int8", "int8"), "U8S8": ("uint8", "int8"), "U8U8": ("uint8", "uint8")}
     for form, (activation, weight) in kinds.items():
+        assert form_of(encode(result, form)) == form
         for node in encode(encode(result, "U8U8"), form).graph:
             if node.op_type == "DequantizeLinear" and len(node.inputs) > 2:
                 codes, zero = constant(node.inputs[0]), constant(node.inputs[2])
@@ -117,6 +118,7 @@ def test_formats_differ_in_bytes_alone():
                 )
     with pytest.raises(InputError, match="unknown integer format"):
         encode(result, "S8U8")
+    assert form_of(net("leaky")) is None
 
 
 def test_kept_layers_stay_float(tmp_path):
@@ -146,6 +148,17 @@ def test_codes_cover_what_was_seen():
         real = quant.dequantise(np.array([-128, quant.zero_point, 127]))
         assert real[1] == 0 and real[2] - real[0] == pytest.approx(max(high, 0) - min(low, 0), rel=1e-5, abs=1e-15)
         assert real[0] <= min(low, 0) + quant.scale and real[2] >= max(high, 0) - quant.scale
+
+
+def test_a_limit_of_nothing_ends():
+    """A Clip(0, 0) is no activation, and the codes in front of a very low limit are found at once."""
+    six = {**CONSTANTS, "six": np.float32(0)}
+    model = build(f"(float[1,3,8,8] images) => (float[1,3,8,8] head) {{ {MORE['relu6']} }}", six, scale=1 / 255)
+    assert not place(model, ()).limits and "c1" in place(model, ()).made
+    quantised(model)
+    for high in (2.0**-40, 0.3):
+        quant = between(-1.0, high, high)
+        assert 0.99 * high < quant.scale * np.float32(255) <= np.float32(high)
 
 
 def test_a_dead_channel_keeps_its_bias():
@@ -217,6 +230,18 @@ def test_what_is_worth_measuring(tiny):
     for keep in candidates(model):
         assert place(model, keep).weighted
     assert list(place(model, ("head", "x[[]0]")).floats) == ["x[0]", "head"]
+
+
+def test_heads_are_no_leading_layers():
+    arrays = {"a": normal(0, 32, 3, 1, 1), "b": normal(1, 32, 32, 1, 1)}
+    body = "x = Conv(images, a) early = Conv(images, a) y = Conv(x, b) head = Conv(y, b)"
+    outputs = "(float[1,32,8,8] early, float[1,32,8,8] head)"
+    model = build(f"(float[1,3,8,8] images) => {outputs} {{ {body} }}", arrays, scale=1 / 255)
+    assert list(candidates(model))[-1] == ("head", "x")
+    only = build(
+        "(float[1,3,8,8] images) => (float[1,32,8,8] head) { x = Conv(images, a) head = Conv(x, b) }", arrays, scale=1
+    )
+    assert list(candidates(only)) == [(), ("head",)], "the only wide layer is the head"
 
 
 def test_what_cannot_be_quantised_is_said():

@@ -138,6 +138,19 @@ def test_an_ort_file_beside_it_prints_the_same(tmp_path: Path, capsys: pytest.Ca
     assert printed(folder, path, capsys, "fp32.ort") == expected(folder, path)
 
 
+def test_it_says_what_it_runs_on_and_takes_all_cores_where_the_boards_provider_is_absent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, path = bundle(tmp_path, facts()), picture(tmp_path / "a.png")
+    for absent, threads in (([], "4"), ([["NoSuchExecutionProvider", {}]], "all")):
+        session = {"model": MODEL, **session_facts(load_mobile("raspberry-pi-4"))}
+        session["providers"] = [*absent, *session["providers"]]
+        (folder / "manifest.json").write_text(json.dumps({"session": session}), "utf-8")
+        spoken = subprocess.run([sys.executable, SAMPLE, path], cwd=folder, capture_output=True, text=True, check=True)
+        assert f"CPUExecutionProvider, {threads} thread(s)\n" in spoken.stderr
+        assert spoken.stdout.splitlines() == expected(folder, path)
+
+
 def test_other_heads_are_refused_rather_than_read_wrongly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = bundle(tmp_path, facts(kind="region"))
     with pytest.raises(AssertionError, match="reads yolo heads only"):

@@ -114,6 +114,8 @@ def test_every_option_named_exists(path):
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", path.read_text("utf-8")))
     foreign = {"--FPGA", "--reorder", "--strict"}  # of other programs: a converter that a document describes, mypy
     foreign |= {"--int8", "--fp16", "--layer", "--strongly", "--print"}  # trtexec, and build.sh
+    foreign |= {"--work", "--litert-python"}  # benchmarks/peers.py
+    foreign |= {"--cpu"}  # targets/engine/bench.c
     foreign |= {"--build-arg", "--rm", "--runtime", "--group-add", "--entrypoint", "--user"}  # docker
     assert named - foreign - _options() == set()
 

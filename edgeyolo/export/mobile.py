@@ -50,6 +50,8 @@ from edgeyolo.quant.compare import LayerReport, compare_layers
 
 VARIANTS = ("int8", "fp16", "fp32")
 """What every bundle holds, each as NAME.onnx; float16 cannot be kept in an .ort file, the others have one."""
+CHECKED = ("fp32", "int8")
+"""Those that the checker of accelerators sees: it knows operators, not float16."""
 REFINEMENTS = ("equalise", "correct_bias", "reconstruct")
 USABILITY, MEASURED = "usability.txt", "measured.jsonl"
 
@@ -110,7 +112,7 @@ class MobileResult:
         choice: which variant is model.onnx, and why.
         ledger: what every stage costs.
         layers: quantised values against float.
-        usable: what ONNX Runtime's checker says of accelerators.
+        usable: what ONNX Runtime's checker says of accelerators, by variant.
         files: path -> bytes.
         facts: the manifest's.
     """
@@ -119,7 +121,7 @@ class MobileResult:
     choice: Choice
     ledger: Ledger
     layers: tuple[LayerReport, ...]
-    usable: Usability
+    usable: dict[str, Usability]
     files: dict[str, int]
     facts: dict[str, Any]
 
@@ -144,7 +146,7 @@ def export_mobile(
     """
     check_free(request.output, force=request.force)
     check_raw(model)
-    model = with_types(with_opset(model, OLDEST) if model.graph.opset_imports[""] < OLDEST else model)
+    model = in_opset(model, request.board)
     _check_provider(model, request)
     choice = _choose(model, pictures, request, log)
     quant = _quantise(model, pictures, replace(request.int8, keep_float=choice.keep_float), log)
@@ -161,7 +163,7 @@ def export_mobile(
         layers = compare_layers(best.reference, best.model, best.scales.acts, pictures.spread(REPORT_PICTURES))
         ledger = _ledger(source, quant, variants, request, pictures, stages, log, labels)
         details += [ledger.text, f"head SNR {ledger.snr_db:.1f} dB"]
-    usable = usability(model_bytes(variants[choice.variant]))
+    usable = {name: usability(model_bytes(variants[name])) for name in CHECKED}
     record = {"parity": [asdict(p) for p in parities], **ledger.to_json()}
     facts = _facts(source, request, quant, choice, usable, record)
     with log.stage("write") as details, new_folder(request.output, force=request.force) as folder:
@@ -176,6 +178,16 @@ def export_mobile(
     return MobileResult(quant, choice, ledger, tuple(layers), usable, sizes, facts)
 
 
+def in_opset(model: ir.Model, board: MobileBoard) -> ir.Model:
+    """``model`` in an opset that integers can be written in and that the board's ONNX Runtime reads, with all types.
+
+    Raises UnsupportedError where it needs a newer one.
+    """
+    present = model.graph.opset_imports[""]
+    allowed = min(max(present, OLDEST), board.max_opset)
+    return with_types(model if present == allowed else with_opset(model, allowed))
+
+
 def _check_provider(model: ir.Model, request: MobileRequest) -> None:
     """Refuse shapes that the provider cannot take."""
     known = {
@@ -187,7 +199,7 @@ def _check_provider(model: ir.Model, request: MobileRequest) -> None:
 
 def _choose(model: ir.Model, pictures: PictureSet, request: MobileRequest, log: Log) -> Choice:
     if not request.auto:
-        return default_choice(model, request.int8.keep_float, request.variant)
+        return default_choice(model, request.int8.keep_float, request.variant, request.board)
     with log.stage("measure") as details:
         choice = choose(model, pictures, request.board, request.int8.keep_float, log)
         details.append(choice.reason)
@@ -221,15 +233,17 @@ def _ledger(
 
 
 def _contents(
-    variants: dict[str, ir.Model], choice: Choice, usable: Usability, pictures: PictureSet, request: MobileRequest
-) -> dict[str, bytes]:
+    variants: dict[str, ir.Model], choice: Choice, usable: dict[str, Usability], pictures: PictureSet,
+    request: MobileRequest,
+) -> dict[str, bytes]:  # fmt: skip
     """Path -> content of everything but the layers' report and the manifest."""
     graphs = {name: model_bytes(model) for name, model in variants.items()}
     contents = {f"{name}.onnx": data for name, data in graphs.items()}
     contents[MODEL] = graphs[choice.variant]
     contents |= ort_files({name: graphs[name] for name in VARIANTS if name != "fp16"}, request.board, request.provider)
     contents |= mobile_golden(variants, list(pictures.spread(request.golden)))
-    contents |= {SAMPLE: sample_file(), USABILITY: usable.text.encode()}
+    contents[SAMPLE] = sample_file()
+    contents[USABILITY] = "\n".join(f"# {name}.onnx\n{found.text}" for name, found in usable.items()).encode()
     if choice.records:
         contents[MEASURED] = "".join(record.to_line() for record in choice.records).encode()
     return contents
@@ -240,11 +254,14 @@ def _json(data: Any) -> bytes:
 
 
 def _facts(
-    source: Source, request: MobileRequest, quant: Int8Result, choice: Choice, usable: Usability, ledger: dict[str, Any]
-) -> dict[str, Any]:
+    source: Source, request: MobileRequest, quant: Int8Result, choice: Choice, usable: dict[str, Usability],
+    ledger: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
     """Everything the manifest states besides files and detector."""
     session = session_facts(request.board, request.provider)
-    shipped = f"{choice.variant}.onnx" if choice.variant == "fp16" else f"{choice.variant}.ort"
+    # On x86 ONNX Runtime comes as a full build, which makes more of the .onnx file than an .ort file may hold.
+    plain = choice.variant == "fp16" or request.board.machine == "x86_64"
+    shipped = f"{choice.variant}.{'onnx' if plain else 'ort'}"
     return {
         "tool": f"edgeyolo {__version__}",
         "target": "mobile",
@@ -254,6 +271,6 @@ def _facts(
         "choice": choice.to_json(),
         "session": {**session, "model": shipped},
         "layers": {"int8": sorted(quant.placement.weighted), "float": quant.placement.floats},
-        "usability": [asdict(row) for row in usable.rows],
+        "usability": [{"variant": name, **asdict(row)} for name, found in usable.items() for row in found.rows],
         "ledger": ledger,
     }

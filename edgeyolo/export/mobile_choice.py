@@ -20,7 +20,7 @@ from edgeyolo.bench.contenders import Variants, find_contenders
 from edgeyolo.bench.harness import Plan
 from edgeyolo.bench.harness import measure as run_contenders
 from edgeyolo.bench.record import RunRecord
-from edgeyolo.errors import InputError
+from edgeyolo.errors import InputError, UnsupportedError
 from edgeyolo.export.pictures import PictureSet
 from edgeyolo.lower.mobile.formats import encode
 from edgeyolo.lower.mobile.half import to_half
@@ -54,17 +54,29 @@ class Choice:
     records: tuple[RunRecord, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The decision, and milliseconds of the network by candidate; all else stands in the measurement's file."""
-        times = {r.contender: r.ms["infer"]["p50"] for r in self.records if r.ms}
+        """The decision, and milliseconds a frame by candidate; all else stands in the measurement's file."""
+        times = {record.contender: ms for record in self.records if (ms := _total(record)) is not None}
         return {
-            "variant": self.variant, "keep_float": list(self.keep_float), "reason": self.reason, "infer_ms": times
+            "variant": self.variant, "keep_float": list(self.keep_float), "reason": self.reason, "total_ms": times
         }  # fmt: skip
 
 
-def default_choice(model: ir.Model, keep_float: tuple[str, ...], variant: str | None) -> Choice:
-    """Without a measurement: what the user wants, else int8, with a word about networks that often lose by it."""
+def _total(record: RunRecord) -> float | None:
+    """Median milliseconds of a whole frame, which is what ratios are of; None where it failed.
+
+    All candidates see the same pictures, so what surrounds the network is the same for all of them.
+    """
+    return float(record.ms["total"]["p50"]) if record.ms and record.status != "failed" else None
+
+
+def default_choice(
+    model: ir.Model, keep_float: tuple[str, ...], variant: str | None, board: MobileBoard
+) -> Choice:  # fmt: skip
+    """Without a measurement: what the user wants, else int8, with a word about what is often slower than float32."""
     if variant is not None:
-        return Choice(variant, keep_float, "--precision")
+        slow = variant == "fp16" and not board.fp16_kernels
+        doubt = f"; on the CPU of {board.name} ONNX Runtime converts float16 to float32 and back, which costs time"
+        return Choice(variant, keep_float, f"--precision{doubt * slow}")
     reason = "int8 is the smallest; nothing was measured"
     if any("depthwise" in played for played in conv_roles(model).values()):
         reason += ". The network has depthwise layers, which int8 often makes slower: measure before you ship it"
@@ -83,20 +95,39 @@ def choose(
         keep_float: what the user wants to be float whatever is measured.
         log: receives progress.
 
-    Raises InputError if float32 cannot be measured.
+    Raises:
+        InputError: float32 cannot be measured.
+        UnsupportedError: ``keep_float`` leaves nothing to quantise.
+        KeyboardInterrupt: the user stopped the measurement, so that it decides nothing.
     """
-    keeps = {"int8": keep_float}
-    for found in candidates(model):
-        keep = tuple(dict.fromkeys((*keep_float, *(part for part in found if part != "head"))))
-        if keep not in keeps.values():
-            keeps[f"int8-{len(keeps)}"] = keep
     few = pictures.spread(PICTURES)
+    quantised, keeps = _quantised(model, few, keep_float)
     graphs = {"fp32": model, "fp16": to_half(model, peak_values(model, few))}
-    for name, keep in keeps.items():
-        config = Int8Config("minmax", keep, equalise=False, correct_bias=False, reconstruct=False)
-        graphs[name] = encode(quantise_mobile(model, few, config).best.model, board.int8_format.upper())
+    graphs |= {name: encode(graph, board.int8_format.upper()) for name, graph in quantised.items()}
     records = _measure(graphs, few, host_threads(board), log)
+    if any(record.status == "stopped" for record in records):
+        raise KeyboardInterrupt
     return decide(dict(zip(graphs, records, strict=True)), keeps)
+
+
+def _quantised(
+    model: ir.Model, pictures: PictureSet, keep_float: tuple[str, ...]
+) -> tuple[dict[str, ir.Model], dict[str, tuple[str, ...]]]:
+    """The int8 candidates, and what each of them keeps float beside ``keep_float``: whatever leaves something int8."""
+    graphs: dict[str, ir.Model] = {}
+    keeps: dict[str, tuple[str, ...]] = {}
+    wanted = [(part for part in found if part != "head") for found in candidates(model)]
+    for keep in dict.fromkeys(tuple(dict.fromkeys((*keep_float, *more))) for more in wanted):
+        name = f"int8-{len(keeps)}" if keeps else "int8"
+        config = Int8Config("minmax", keep, equalise=False, correct_bias=False, reconstruct=False)
+        try:
+            graphs[name] = quantise_mobile(model, pictures, config).best.model
+        except UnsupportedError:
+            if not keeps:  # the user's own choice, of which all others are more
+                raise
+            continue
+        keeps[name] = keep
+    return graphs, keeps
 
 
 def _measure(graphs: Mapping[str, ir.Model], pictures: PictureSet, threads: int, log: Log) -> list[RunRecord]:
@@ -114,7 +145,9 @@ def _measure(graphs: Mapping[str, ir.Model], pictures: PictureSet, threads: int,
 
 
 def decide(records: Mapping[str, RunRecord], keeps: Mapping[str, tuple[str, ...]]) -> Choice:
-    """The fastest network; float32 gives way to what is surely faster only, since everything else costs accuracy.
+    """The fastest a frame; float32 gives way to what is surely faster only, since everything else costs accuracy.
+
+    Surely: the whole interval of the ratio of median totals lies below 1. The best is that of the lowest median total.
 
     Args:
         records: of every candidate by its name, ``fp32`` first, which the others' ratios are to.
@@ -122,12 +155,12 @@ def decide(records: Mapping[str, RunRecord], keeps: Mapping[str, tuple[str, ...]
 
     Raises InputError if float32 has no figures.
     """
-    times = {name: r.ms["infer"]["p50"] for name, r in records.items() if r.ms}
+    times = {name: ms for name, record in records.items() if (ms := _total(record)) is not None}
     if "fp32" not in times:
         raise InputError("float32 could not be measured", got=records["fp32"].reason, hint="leave --auto out")
     figures = ", ".join(f"{name} {ms:.2f} ms" for name, ms in times.items())
     keep = keeps[min((name for name in keeps if name in times), key=times.__getitem__, default=next(iter(keeps)))]
-    faster = [name for name, record in records.items() if record.ratio is not None and record.ratio["high"] < 1]
+    faster = [name for name in times if (ratio := records[name].ratio) is not None and ratio["high"] < 1]
     if not faster:
         return Choice("fp32", keep, f"nothing is surely faster here: {figures}", tuple(records.values()))
     best = min(faster, key=times.__getitem__)

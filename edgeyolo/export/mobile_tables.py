@@ -6,6 +6,7 @@ from rich.table import Table
 
 from edgeyolo.export.mobile import MobileRequest, MobileResult
 from edgeyolo.export.tables import WORST, layer_table, ledger_table
+from edgeyolo.export.usability import UsabilityRow
 from edgeyolo.progress import Log
 
 
@@ -37,12 +38,13 @@ def _summary(result: MobileResult, request: MobileRequest) -> Table:
         **({"accuracy kept": ledger.ratio_text} if ledger.ratios else {}),
         "head SNR": f"{ledger.snr_db:.1f} dB against float, channel means removed",
         "same detections": ledger.agreement_text,
-        **{
-            row.provider: f"{row.supported} of {row.nodes} operators in {row.partitions} part(s): {row.verdict}"
-            for row in result.usable.rows
-        },
+        **{f"{row.provider}, {name}": _taken(row) for name, found in result.usable.items() for row in found.rows},
         **{name: f"{n:,} bytes" for name, n in sorted(result.files.items()) if name.endswith((".onnx", ".ort"))},
     }
     for name, text in rows.items():
         table.add_row(name, text)
     return table
+
+
+def _taken(row: UsabilityRow) -> str:
+    return f"{row.supported} of {row.nodes} operators in {row.partitions} part(s): {row.verdict}"

@@ -52,19 +52,35 @@ def ort_files(models: Mapping[str, bytes], board: MobileBoard, provider: str | N
 
     Raises InputError for a model with float16, and where ONNX Runtime cannot convert.
     """
-    plain = choose_provider(board, provider) != CPU
+    plain, arm = choose_provider(board, provider) != CPU, board.machine == "aarch64"
     _refuse_float16(models)
-    arm = {"session.qdqisint8allowed": str(int(board.machine == "aarch64"))}
     with tempfile.TemporaryDirectory() as place:
         paths = {name: Path(place, f"{name}.ort") for name in models}
         fused = {name: Path(place, f"{name}.fused.ort") for name in models if plain}
         for name, data in models.items():
-            _convert(name, data, paths[name], {**arm, STYLE: "save"} if plain else arm)
+            _convert(name, data, paths[name], "save" if plain else None, arm=arm)
             if plain:  # which of the fusions the device makes depends on its provider, so the list needs both
-                _convert(name, data, fused[name], {**arm, STYLE: "apply"})
+                _convert(name, data, fused[name], "apply", arm=arm)
         rules = _operators([*paths.values(), *fused.values()], Path(place, CONFIG))
         found = {path.name: _in_order(path.read_bytes()) for path in paths.values()}
     return {**found, CONFIG: "\n".join([f"# {', '.join(sorted(found))}", *rules, ""]).encode()}
+
+
+def ort_file(name: str, model: bytes, *, arm: bool, plain: bool) -> bytes:
+    """One .ort file alone, as ``ort_files`` makes it.
+
+    Args:
+        name: for messages.
+        model: the ONNX file.
+        arm: for an ARM processor, which multiplies signed integers.
+        plain: for another provider than the CPU's.
+
+    Raises InputError where ONNX Runtime cannot convert.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place, "converted.ort")
+        _convert(name, model, path, "save" if plain else None, arm=arm)
+        return _in_order(path.read_bytes())
 
 
 def _refuse_float16(models: Mapping[str, bytes]) -> None:
@@ -80,14 +96,15 @@ def _refuse_float16(models: Mapping[str, bytes]) -> None:
         )
 
 
-def _convert(name: str, model: bytes, path: Path, entries: Mapping[str, str]) -> None:
+def _convert(name: str, model: bytes, path: Path, style: str | None, *, arm: bool) -> None:
     """Let a session save at ``path`` what it makes of ``model``."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what fails is raised; nothing needs to be printed as well
     options.optimized_model_filepath = str(path)
-    for key, value in {"session.save_model_format": "ORT", **entries}.items():
+    entries = {"session.save_model_format": "ORT", "session.qdqisint8allowed": str(int(arm))}
+    for key, value in (entries if style is None else {**entries, STYLE: style}).items():
         options.add_session_config_entry(key, value)
     try:
         ort.InferenceSession(model, options, providers=[CPU], disabled_optimizers=["NchwcTransformer"])

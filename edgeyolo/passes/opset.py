@@ -39,7 +39,7 @@ def with_opset(model: ir.Model, opset: int) -> ir.Model:
         if missing := sorted({text for node in copy.graph if (text := _lowered(node, present, opset)) is not None}):
             raise UnsupportedError(
                 "the model needs a newer opset than is allowed", got=", ".join(missing), allowed=f"opset {opset}",
-                hint="choose a board with a newer TensorRT, or export the model with an older opset",
+                hint="choose another --board, with a newer runtime, or export the model with an older opset",
             )  # fmt: skip
         copy.graph.opset_imports[""] = opset
     copy.metadata_props.update(model.metadata_props)

@@ -13,10 +13,11 @@ HERE, CONF, IOU, MOST = Path(__file__).parent, 0.25, 0.45, 300
 
 def main(picture: str, model: str = "") -> None:  # noqa: D103
     how, options = json.loads((HERE / "manifest.json").read_text("utf-8"))["session"], ort.SessionOptions()
-    options.intra_op_num_threads = how["threads"]
     options.add_session_config_entry("session.intra_op.allow_spinning", str(how["spinning"]))
     providers = [(name, given) for name, given in how["providers"] if name in ort.get_available_providers()]
+    options.intra_op_num_threads = how["threads"] if len(providers) == len(how["providers"]) else 0  # 0: all cores
     session = ort.InferenceSession(str(HERE / (model or how["model"])), options, providers)
+    sys.stderr.write(f"{', '.join(session.get_providers())}, {options.intra_op_num_threads or 'all'} thread(s)\n")
     net = json.loads(session.get_modelmeta().custom_metadata_map["edgeyolo.detector"])
     assert all(head["kind"] == "yolo" for head in net["heads"]), "this sample reads yolo heads only"
     pre, image = net["preprocess"], ImageOps.exif_transpose(Image.open(picture)).convert("RGB")
@@ -31,7 +32,6 @@ def main(picture: str, model: str = "") -> None:  # noqa: D103
     top, left = (pre["height"] - h) // 2, (pre["width"] - w) // 2
     bars = (top, pre["height"] - h - top), (left, pre["width"] - w - left), (0, 0)
     x = np.pad(x, bars, constant_values=pre["fill"]).transpose(2, 0, 1)[None] * np.float32(pre["scale"])
-
     found = []  # class, score and box, relative to the picture, of all cells
     for raw, head in zip(session.run(None, {session.get_inputs()[0].name: x}), net["heads"], strict=True):
         t = raw[0].astype(float).reshape(len(head["anchors"]), -1, *raw.shape[2:]).transpose(0, 2, 3, 1)

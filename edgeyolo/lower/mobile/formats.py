@@ -29,17 +29,17 @@ def encode(model: ir.Model, form: str) -> ir.Model:
         raise InputError("unknown integer format", got=form, allowed=", ".join(FORMATS))
     copy = copy_model(model)
     activations, weights = (np.dtype(np.int8 if letter == "S" else np.uint8) for letter in form[::2])
-    made: dict[ir.Value, ir.Value] = {}
+    made: dict[tuple[ir.Value, np.dtype[np.generic]], ir.Value] = {}
 
     def recode(node: ir.Node, index: int, dtype: np.dtype[np.generic]) -> None:
         value = node.inputs[index]
         array = constant(value)
         if value is None or array is None or array.dtype == dtype or array.dtype not in (np.int8, np.uint8):
             return
-        if value not in made:
+        if (value, dtype) not in made:
             codes = (array.view(np.uint8) ^ 0x80).view(dtype)
-            made[value] = new_initializer(copy.graph, f"{value.name}.{dtype.kind}8", codes)
-        node.replace_input_with(index, made[value])
+            made[value, dtype] = new_initializer(copy.graph, f"{value.name}.{dtype.kind}8", codes)
+        node.replace_input_with(index, made[value, dtype])
 
     for node in copy.graph:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
@@ -50,3 +50,14 @@ def encode(model: ir.Model, form: str) -> ir.Model:
                 node.outputs[0].type = ir.TensorType(ir.DataType.from_numpy(dtype))
     drop_unused(copy)
     return copy
+
+
+def form_of(model: ir.Model) -> str | None:
+    """Which of FORMATS the weights and activations of a quantised ``model`` have; None for a float one."""
+    found = {True: "", False: ""}  # of weights, of activations
+    for node in model.graph:
+        zero = constant(node.inputs[2]) if node.op_type == "DequantizeLinear" and len(node.inputs) > 2 else None
+        if zero is not None:
+            found[constant(node.inputs[0]) is not None] = "S8" if zero.dtype == np.int8 else "U8"
+    form = found[False] + found[True]
+    return form if form in FORMATS else None

@@ -21,6 +21,8 @@ from edgeyolo.passes.graph import constant
 
 KERNELS = frozenset({"LeakyRelu", "Sigmoid", "AveragePool", "GlobalAveragePool", "Add", "Mul", "Concat"})
 """Operations with an int8 kernel whose result has a scale of its own; those that move data keep their input's."""
+LEAST_LIMIT = 2.0**-40
+"""A Clip that leaves less than this leaves nothing: codes up to there would have no step."""
 NO_KERNEL = "ONNX Runtime has no int8 kernel for it"
 
 
@@ -112,7 +114,7 @@ def _end(value: ir.Value) -> ir.Value:
 
 
 def _upper(node: ir.Node) -> float | None:
-    """The upper limit of a Relu or Clip(0, limit); None for other nodes."""
+    """The upper limit of a Relu or Clip(0, limit); None for other nodes, and for a limit that leaves nothing."""
     if node.op_type == "Relu":
         return float("inf")
     if node.op_type != "Clip" or {"min", "max"} & set(node.attributes):
@@ -121,7 +123,8 @@ def _upper(node: ir.Node) -> float | None:
     computed = any(constant(v) is None for v in node.inputs[1:] if v is not None)
     if computed or low is None or low != 0:
         return None
-    return float("inf") if high is None else float(np.asarray(high))
+    limit = float("inf") if high is None else float(np.asarray(high))
+    return limit if limit >= LEAST_LIMIT else None
 
 
 def _folded(value: ir.Value, placement: MobilePlacement) -> ir.Value:

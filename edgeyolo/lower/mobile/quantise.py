@@ -51,11 +51,14 @@ def candidates(model: ir.Model) -> dict[tuple[str, ...], str]:
 
 
 def _leading(model: ir.Model) -> list[str]:
-    """Patterns for the layers in front of the first dense one with WIDE input channels; none where there is no such."""
-    names: list[str] = []
+    """Patterns for the layers in front of the first dense one with WIDE input channels; none where there is no such.
+
+    Heads do not count: ``head`` means them.
+    """
+    roles, names = conv_roles(model), list[str]()
     for node in model.graph:
         weight = constant(node.inputs[1]) if node.op_type == "Conv" else None
-        if weight is None:
+        if weight is None or "head" in roles[str(node.name)]:
             continue
         if conv_groups(node) == 1 and weight.shape[1] >= WIDE:
             return names

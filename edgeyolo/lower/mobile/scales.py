@@ -48,10 +48,10 @@ def pixels(scale: float) -> TensorQuant:
 
 
 def between(low: float, high: float, limit: float = np.inf) -> TensorQuant:
-    """Codes for [low, high], zero among them; none stands for more than ``limit``."""
+    """Codes for [low, high], zero among them; they span no more than ``limit``, which is positive."""
     low, high = min(low, 0.0), max(high, 0.0)
     steps = CODES.hi - CODES.lo
-    scale = np.float32(max((high - low) / steps, SMALLEST))
+    scale = np.float32(min(max((high - low) / steps, SMALLEST), limit / steps))
     while scale * np.float32(steps) > limit:  # rounded up; a Clip vanishes only if no code is beyond it
         scale = np.nextafter(scale, np.float32(0))
     zero = CODES.lo + int(np.clip(np.rint(-low / float(scale)), 0, steps))
