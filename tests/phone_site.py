@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,3 +86,28 @@ def tiny_models(model: Path, pictures: Path) -> tuple[list[Served], list[list[Go
     """A model with its golden data of some pictures."""
     models, photos = served_models(model), open_photos(pictures)
     return models, [compute_golden(one, photos, SETTING) for one in models], photos
+
+
+def raw_request(here: Site, text: str) -> bytes:
+    """Send these very bytes."""
+    with socket.create_connection(here.server.server_address[:2], timeout=10) as connection:
+        connection.sendall(text.encode())
+        return connection.recv(1000)
+
+
+def silent(here: Site, stack: ExitStack) -> socket.socket:
+    """A connection that sends one byte."""
+    connection = stack.enter_context(socket.create_connection(here.server.server_address[:2], timeout=20))
+    with suppress(ConnectionError):
+        connection.sendall(b"G")
+    return connection
+
+
+def ended(connection: socket.socket) -> bool:
+    """Whether the server hangs up within the connection's timeout."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionError:
+        return True
+    except TimeoutError:
+        return False

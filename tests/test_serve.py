@@ -8,17 +8,26 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 
+import onnx
+import onnxruntime
 import pytest
-from phone_site import Site, site, tiny_models
+from phone_site import SETTING, Site, ended, raw_request, silent, site, tiny_models
 from tiny_models import Tiny, edgeyolo, succeed
 
 from edgeyolo.bench.record import read_records
+from edgeyolo.bundle import write_manifest
+from edgeyolo.cli.serve import _farewell
 from edgeyolo.errors import InputError
+from edgeyolo.progress import Log
 from edgeyolo.serve import desk as desks
+from edgeyolo.serve import server as servers
 from edgeyolo.serve.fetch_runtime import unpack
 from edgeyolo.serve.ortweb import BACKENDS
+from edgeyolo.serve.served import _numbers, served_models
 from edgeyolo.serve.server import MAX_UPLOAD
 
 ROW = [1.0, 20.0, 0.5, 0.25, 21.75, 9, 3]
@@ -85,7 +94,53 @@ def test_two_pages_know_of_each_other_and_both_measure(here):
     assert second["others"] == 1 and second["measuring"] == 1
     for run in (first, second):
         assert here.report(run["run"], [ROW], status="ok")[0] == 200
-    assert len({record.run for record in read_records(here.results)}) == 2
+    records = read_records(here.results)
+    assert len({record.run for record in records}) == 2
+    assert [record.contender[-17:] for record in records] == ["on Phone (page 1)", "on Phone (page 2)"]
+
+
+def test_a_download_may_take_longer_than_the_timeout(here, tmp_path, monkeypatch):
+    monkeypatch.setattr(servers._Handler, "timeout", 1.0)
+    content = bytes(range(256)) * (1 << 16)
+    (tmp_path / "large").write_bytes(content)
+    for name, body in (("file", tmp_path / "large"), ("memory", content)):
+        here.server.bodies[name] = ("application/octet-stream", body)
+    with ExitStack() as stack:
+        both = [stack.enter_context(socket.socket()) for _ in range(2)]
+        for connection, name in zip(both, ("file", "memory"), strict=True):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+            connection.settimeout(20)
+            connection.connect(here.server.server_address[:2])
+            connection.sendall(f"GET /{here.server.token}/{name} HTTP/1.0\r\n\r\n".encode())
+        got = {connection: bytearray() for connection in both}
+        for turn in range(100_000):
+            if turn < 40:
+                time.sleep(0.05)  # two seconds in all, and never so long that it looks like sleep
+            for connection in both:
+                got[connection] += connection.recv(1 << 16)
+            if all(len(data) > len(content) and data.endswith(content) for data in got.values()):
+                break
+        else:
+            pytest.fail(f"{[len(data) for data in got.values()]} of {len(content)} bytes")
+
+
+@pytest.mark.parametrize(("numbers", "least"), [("float32", 60), ("float16", 40), ("quantised", 20)])
+def test_the_page_is_told_how_close_its_results_have_to_be(parts, numbers, least):
+    models = [replace(parts["models"][0], numbers=numbers)]
+    bodies = servers.routes(models, parts["photos"], parts["golden"], SETTING, parts["runtime"], 1)
+    assert json.loads(bodies["facts.json"][1])["models"][0]["least_db"] == least
+
+
+def test_numbers_of_a_graph_are_recognised(tmp_path):
+    def graph(op: str, kind: int) -> bytes:
+        names = [("x", onnx.TensorProto.FLOAT), ("y", onnx.TensorProto.FLOAT)]
+        ends = [onnx.helper.make_tensor_value_info(name, of, [1]) for name, of in names]
+        weight = onnx.helper.make_tensor("w", kind, [1], [1.0])
+        made = onnx.helper.make_graph([onnx.helper.make_node(op, ["x", "w"], ["y"])], "g", ends[:1], ends[1:], [weight])
+        return onnx.helper.make_model(made).SerializeToString()
+
+    cases = (("Add", 1, "float32"), ("Add", 10, "float16"), ("QuantizeLinear", 10, "quantised"))
+    assert all(_numbers(graph(op, kind), tmp_path) == numbers for op, kind, numbers in cases)
 
 
 # --- nothing is lost -------------------------------------------------------------------------------------------------
@@ -103,7 +158,26 @@ def test_a_phone_that_falls_silent_leaves_what_it_measured(parts, tmp_path):
         (record,) = read_records(here.results)
         assert (record.status, record.frames, record.reason) == ("stopped", 5, desks.GONE)
         assert any("went away after 5 frames" in line for line in here.lines)
-        assert here.report(run, [ROW], status="ok")[0] == 409
+        # It comes back: that run is over, and all of it goes into another one.
+        assert here.report(run, [ROW], first=5, status="ok")[0] == 409
+        again = begin(here)[1]["run"]
+        assert here.report(again, [ROW] * 6, status="ok")[0] == 200
+        assert [(one.status, one.frames) for one in read_records(here.results)] == [("stopped", 5), ("ok", 6)]
+
+
+def test_a_last_report_whose_answer_was_lost_makes_no_second_record(here):
+    run = begin(here)[1]["run"]
+    answers = [here.report(run, [ROW] * 2, status="ok") for _ in range(2)]
+    assert answers[0] == answers[1] and answers[0][0] == 200
+    assert here.report(run, [ROW] * 3, status="ok")[0] == 409
+    assert len(read_records(here.results)) == 1
+
+
+def test_records_of_one_server_are_bounded(here, monkeypatch):
+    monkeypatch.setattr(desks, "MAX_RECORDS", 1)
+    run = begin(here)[1]["run"]
+    assert begin(here)[0] == 503
+    assert here.report(run, [ROW], status="ok")[0] == 200
 
 
 @pytest.mark.parametrize("how", ["leave", "start", "close"])
@@ -136,6 +210,7 @@ def test_a_wrong_golden_result_is_a_failed_record(here):
         {"model": 7}, {"model": "0"}, {"model": -1}, {"backend": "cuda"}, {"threads": 0}, {"threads": True},
         {"device": "x" * 301}, {"device": "\x1b[31m"}, {"session": "unknown"}, {"machine": []},
         {"machine": {"a": [1]}}, {"machine": {str(i): i for i in range(99)}}, {"machine": {"a": float("nan")}},
+        {"machine": {"a": 10**400}}, {"machine": {"a\nb": 1}},
     ],
 )  # fmt: skip
 def test_a_start_that_is_not_one_is_refused(here, change):
@@ -147,6 +222,7 @@ def test_a_start_that_is_not_one_is_refused(here, change):
     "report",
     [
         {"frames": [ROW[:-1]]}, {"frames": ["ROW"]}, {"frames": {}}, {"frames": [[*ROW[:-1], float("inf")]]},
+        {"frames": [[*ROW[:-1], 10**400]]}, {"first_ms": 10**400}, {"first": 10**400},
         {"frames": [[*ROW[:-1], "3"]]}, {"frames": [[*ROW[:-1], -1]]}, {"status": "fine"}, {"status": []},
         {"load_ms": "fast"}, {"golden": 7}, {"version": "x" * 301}, {"frames": [ROW] * 20_001},
         {"run": "another"}, {"run": None}, {"first": 2, "frames": [ROW]}, {"first": None},
@@ -185,19 +261,60 @@ def test_no_path_leads_anywhere_but_to_fixed_routes(here, path):
     assert b" 404 " in raw_request(here, f"GET /{secret}/{path} HTTP/1.0\r\n\r\n")[:14]
 
 
-def raw_request(here: Site, text: str) -> bytes:
-    """Send these very bytes."""
-    with socket.create_connection(here.server.server_address[:2], timeout=10) as connection:
-        connection.sendall(text.encode())
-        return connection.recv(1000)
-
-
-def test_a_results_file_that_cannot_be_written_is_said_and_the_record_is_still_shown(here):
+def test_what_a_phone_says_stays_on_its_line(here):
     run = begin(here)[1]["run"]
+    here.report(run, [], status="failed", reason="bad\n#9 Phone: ok\x1b[2J")
+    assert read_records(here.results)[0].reason == "bad #9 Phone: ok?[2J"
+    assert not any("\n" in line for line in here.lines)
+
+
+@pytest.mark.parametrize("how", ["again", "another", "close"])
+def test_a_record_that_cannot_be_written_is_said_and_written_later(here, how):
+    run, other = begin(here)[1]["run"], begin(here)[1]["run"]
     here.results.mkdir()
     status, answer = here.report(run, [ROW], status="ok")
     assert status == 500 and "cannot write the results" in answer["error"]
-    assert here.desk.records[0].frames == 1
+    assert any("cannot write the results" in line for line in here.lines)
+    with pytest.raises(InputError, match="1 of them"):
+        _farewell(here.desk, here.results, Log(quiet=True))
+    here.results.rmdir()
+    if how == "close":
+        here.desk.close()
+    else:
+        assert here.report(run if how == "again" else other, [ROW], status="ok")[0] == 200
+    assert [one.run for one in read_records(here.results)] == ([run] if how == "again" else [run, other])
+    assert not here.desk.unsaved
+
+
+# --- who holds a place -----------------------------------------------------------------------------------------------
+
+
+def test_a_connection_without_a_request_is_ended_however_often_it_sends(here, monkeypatch):
+    monkeypatch.setattr(servers, "HEADER_SECONDS", 0.3)
+    with ExitStack() as stack:
+        one = silent(here, stack)
+        one.settimeout(0.1)
+        for _ in range(100):
+            if ended(one):
+                break
+            with suppress(ConnectionError):
+                one.sendall(b"E")
+        else:
+            pytest.fail("it still holds its place")
+    assert here.get("page.js")[0] == 200
+
+
+def test_one_address_has_its_share_of_connections(here, monkeypatch):
+    monkeypatch.setattr(servers, "MAX_OF_ADDRESS", 2)
+    with ExitStack() as stack:
+        held = [silent(here, stack) for _ in range(2)]
+        assert ended(silent(here, stack))
+        held[0].settimeout(0.05)
+        assert not ended(held[0])
+    deadline = time.monotonic() + 20
+    while here.server._open and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert here.get("page.js")[0] == 200
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -217,7 +334,7 @@ def test_the_command_ends_cleanly_and_prints_what_came_in(parts, tiny, tmp_path)
         data = {"session": ask("open", {})["session"], "model": 0, "backend": "wasm", "threads": 1}
         run = ask("start", {**data, "device": "Phone", "machine": {}})["run"]
         ask("report", {"run": run, "first": 0, "frames": [ROW]})
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)  # as Ctrl-C
         out, err = process.communicate(timeout=30)
     finally:
         process.kill()
@@ -248,6 +365,22 @@ def test_bad_input_is_explained(tiny, parts, tmp_path):
         for text, words in cases.items():
             result = edgeyolo("serve", *words)
             assert result.exit_code == 2 and text in result.output and "Traceback" not in result.output, text
+
+
+def test_what_is_no_onnx_file_inside_is_refused(parts, tmp_path):
+    source = next(iter(parts["runtime"].values())).with_name("tiny.onnx")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(tmp_path / "tiny.ort")
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+    with pytest.raises(InputError, match="no ONNX file"):
+        served_models((tmp_path / "tiny.ort").rename(tmp_path / "renamed.onnx"))
+    (tmp_path / "bundle").mkdir()
+    facts = {"tool": "edgeyolo", "target": "mobile", "source": {}}
+    write_manifest(tmp_path / "bundle", facts, parts["models"][0].detector)
+    with pytest.raises(InputError, match="no graph"):
+        served_models(tmp_path / "bundle")
 
 
 def test_a_runtime_with_another_hash_is_not_unpacked(tmp_path):

@@ -29,7 +29,8 @@ from edgeyolo.errors import InputError
 from edgeyolo.images import to_input
 from edgeyolo.nms import _corners, _overlap, _penalty, nms
 from edgeyolo.postprocess import decode, detect, head_entries
-from edgeyolo.serve.ortweb import VERSION, find_runtime
+from edgeyolo.serve.desk import GONE
+from edgeyolo.serve.ortweb import BACKENDS, VERSION, find_runtime
 from edgeyolo.serve.server import TYPES
 
 CHROMIUM = next(
@@ -82,11 +83,31 @@ def parts(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
     return {"models": models, "golden": golden, "photos": photos, "runtime": runtime}
 
 
+class Asked(dict[str, Any]):
+    """Bodies that note in which order they are fetched."""
+
+    def __init__(self, bodies: Any) -> None:
+        super().__init__(bodies)
+        self.paths: list[str] = []
+
+    def get(self, path: str, default: Any = None) -> Any:
+        self.paths.append(path)
+        return super().get(path, default)
+
+
 def visit(here: Site, query: str, folder: Path, host: str = "127.0.0.1") -> Any:
     """Open the page, wait for a record, return it."""
     with browsing(here.url.replace("127.0.0.1", host) + query, folder / "profile"):
         wait_for(lambda: written(here), f"record; the server said {here.lines}")
     return read_records(here.results)[-1]
+
+
+def hurry(here: Site) -> None:
+    """Let pages warm up for a moment only, and report so often that a short run has many reports."""
+    for name in ("page.js", "worker.js"):
+        kind, body = here.server.bodies[name]
+        body = body.replace(b"WARMUP_MS = 10000;", b"WARMUP_MS = 100;").replace(b"TELL_MS = 1000;", b"TELL_MS = 50;")
+        here.server.bodies[name] = (kind, body.replace(b"TELL_MS = 250;", b"TELL_MS = 50;"))
 
 
 def written(here: Site) -> bool:
@@ -98,6 +119,7 @@ def test_the_page_measures_and_its_record_is_in_the_results_file(parts, tmp_path
     with site(**parts, results=tmp_path / "r.jsonl") as here:
         report = here.server.posts["report"]
         here.server.posts["report"] = lambda data: time.sleep(0.3) or report(data)  # frames come in meanwhile
+        here.server.bodies = asked = Asked(here.server.bodies)
         record = visit(here, "?auto=1&backend=wasm&threads=2&frames=60", tmp_path)
     assert (record.status, record.reason, record.frames) == ("ok", None, 60), record
     assert (record.backend, record.threads, record.pictures) == ("ort-web wasm", 2, len(parts["photos"]))
@@ -109,6 +131,9 @@ def test_the_page_measures_and_its_record_is_in_the_results_file(parts, tmp_path
     assert record.candidates == pytest.approx(np.mean([one.candidates for one in golden]), rel=0.1)
     assert record.kept == pytest.approx(np.mean([len(one.detections) for one in golden]), rel=0.1)
     assert record.ms["total"]["min"] > 0 and record.load_ms > 0 and record.first_ms > 0
+    # The clock of load_ms starts when the model is here, which nothing of the runtime may follow.
+    early = asked.paths[: asked.paths.index("model/0")]
+    assert {f"runtime/{name}" for name in BACKENDS["wasm"]} <= set(early), asked.paths
 
 
 def test_a_page_over_plain_http_measures_with_one_thread(parts, tmp_path):
@@ -116,6 +141,48 @@ def test_a_page_over_plain_http_measures_with_one_thread(parts, tmp_path):
         record = visit(here, "?auto=1&threads=2&frames=3", tmp_path, PLAIN)
     assert (record.status, record.threads) == ("ok", 1), record
     assert record.machine["secure_context"] is False and record.machine["gpu"] is None
+
+
+def test_a_phone_that_was_offline_delivers_all_of_its_frames_as_another_run(parts, tmp_path):
+    clock, jump = time.monotonic, [0.0]
+    with site(**parts, results=tmp_path / "r.jsonl", clock=lambda: clock() + jump[0]) as here:
+        report = here.server.posts["report"]
+
+        def then_silent(data: Any) -> Any:
+            answer = report(data)
+            if data["frames"] and not jump[0]:  # until the server has forgotten the page as well
+                jump[0] = 1000.0
+                here.desk.sweep()
+                here.desk.open("another phone")
+            return answer
+
+        here.server.posts["report"] = then_silent
+        hurry(here)
+        with browsing(here.url + "?auto=1&frames=60", tmp_path / "profile"):
+            wait_for(lambda: len(here.desk.records) == 2, f"second record; the server said {here.lines}")
+        first, second = read_records(here.results)
+    assert (first.status, first.reason) == ("stopped", GONE) and 0 < first.frames < 60
+    assert (second.status, second.frames) == ("ok", 60) and second.run != first.run
+    assert second.totals_ms[: first.frames] == first.totals_ms and second.load_ms == first.load_ms
+
+
+LEAVE = b"""
+setInterval(() => { if (current?.frames.length > 50) location = "about:blank"; }, 20);
+"""
+"""Goes elsewhere while it measures."""
+
+
+def test_a_page_that_is_left_delivers_its_last_frames_first(parts, tmp_path):
+    with site(**parts, results=tmp_path / "r.jsonl") as here:
+        hurry(here)
+        report = here.server.posts["report"]
+        here.server.posts["report"] = lambda data: (data.get("status") and time.sleep(0.5)) or report(data)
+        kind, body = here.server.bodies["page.js"]
+        here.server.bodies["page.js"] = (kind, body + LEAVE)
+        record = visit(here, "?auto=1&frames=10000", tmp_path)
+    assert record.status == "stopped" and record.frames > 50, record
+    assert record.reason.startswith("the page"), record.reason
+    assert len(here.desk.records) == 1 and not any("left after" in line for line in here.lines), here.lines
 
 
 PROBE = b"""

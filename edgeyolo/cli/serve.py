@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from edgeyolo.postprocess import CONF
 if TYPE_CHECKING:
     from edgeyolo.bench.record import RunRecord
     from edgeyolo.progress import Log
+    from edgeyolo.serve.desk import Desk
 
 PATH = click.Path(path_type=Path)
 
@@ -28,9 +30,9 @@ Examples:
 
 Open the printed address in the browser of a phone in the same network. Over plain http a browser gives such a page
 one thread and no WebGPU; `adb reverse tcp:8000 tcp:8000` and the localhost address on an Android phone, or --cert and
---key, give all of it (docs/phone.md). Ctrl-C ends the server and prints what came in.
+--key, give all of it (docs/phone.md). Ctrl-C ends the server and prints what came in, and so does SIGTERM.
 
-Exit codes: 0 done, 2 bad input.
+Exit codes: 0 done, 2 bad input, or a record that could not be written.
 """
 
 
@@ -79,11 +81,12 @@ def serve(
     bodies = routes(served, photos, golden, setting, files, frames)
     tls = None if cert is None or key is None else (cert, key)
     with PhoneServer((host, port), bodies, desk, tls) as server:
-        _welcome(server.urls(), results, log)
         with suppress(KeyboardInterrupt):
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            _welcome(server.urls(), results, log)
             server.serve_forever(poll_interval=0.5)
         desk.close()
-    _farewell(desk.records, results, log)
+    _farewell(desk, results, log)
 
 
 def _welcome(urls: Sequence[str], results: Path | None, log: Log) -> None:
@@ -97,13 +100,15 @@ def _welcome(urls: Sequence[str], results: Path | None, log: Log) -> None:
     log.say("Ctrl-C ends")
 
 
-def _farewell(records: Sequence[RunRecord], results: Path | None, log: Log) -> None:
-    """Show what came in."""
+def _farewell(desk: Desk, results: Path | None, log: Log) -> None:
+    """Show what came in. Raises InputError if some of it could not be written."""
     from edgeyolo.bench.tables import run_table
 
-    if not records:
+    if not desk.records:
         log.say("no phone has measured anything")
         return
-    log.table(run_table(records))
+    log.table(run_table(desk.records))
     if results is not None:
-        log.say(f"{len(records)} added to {results}")
+        log.say(f"{len(desk.records) - len(desk.unsaved)} added to {results}")
+    if desk.unsaved:
+        raise InputError("records could not be written", where=results, got=f"{len(desk.unsaved)} of them")

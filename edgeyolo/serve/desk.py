@@ -7,7 +7,6 @@ until checked; model, hash, time and run are ours and never the phone's.
 from __future__ import annotations
 
 import json
-import math
 import secrets
 import threading
 import time
@@ -21,7 +20,7 @@ import numpy.typing as npt
 
 from edgeyolo.bench.record import STAGES, RunRecord, parse_record
 from edgeyolo.bench.stats import Spread
-from edgeyolo.errors import InputError
+from edgeyolo.errors import InputError, printable
 from edgeyolo.serve.golden import Setting
 from edgeyolo.serve.served import Served
 
@@ -29,9 +28,12 @@ Doubles = npt.NDArray[np.float64]
 
 MAX_FRAMES = 20_000
 MAX_SESSIONS = 200
+MAX_RECORDS = 1000
+"""Of one server, which has them all in memory until it ends."""
 MAX_FACTS = 40
 MAX_TEXT = 300
 MAX_REASON = 2000
+MAX_NUMBER = 1e18
 SILENCE_SECONDS = 15.0
 """A page that measures reports every second; one that is silent for so long has gone away."""
 ROUND_MS = 100.0
@@ -90,7 +92,7 @@ class Desk:
         models: what may be measured.
         setting: thresholds of all of them.
         pictures: how many different ones there are.
-        keep: is called with every finished record; raises InputError if it cannot be kept.
+        keep: is called with every finished record; raises InputError if it cannot be kept, and is called again later.
         say: receives lines for the user.
         clock: seconds.
     """
@@ -106,6 +108,7 @@ class Desk:
         self._runs: dict[str, Run] = {}
         self._count = 0
         self.records: list[RunRecord] = []
+        self.unsaved: list[RunRecord] = []  # those of them that could not be kept yet
 
     def open(self, address: str) -> dict[str, Any]:
         """A page was opened."""
@@ -133,11 +136,13 @@ class Desk:
             threads = _count(data, "threads")
             if not 1 <= threads <= 1024:
                 raise RefusedError(400, "threads is out of range")
+            if len(self.records) + len(self._runs) >= MAX_RECORDS:
+                raise RefusedError(503, f"this server has taken {MAX_RECORDS} measurements: start it again")
             machine, started = _facts(data.get("machine")), datetime.now(timezone.utc).isoformat(timespec="seconds")
             run = Run(key, self._models[model], str(data["backend"]), threads, machine, started)
             session = self._sessions[key]
             if session.run is not None:
-                self._finish(session.run, "stopped", "the page began another measurement")
+                self._end(session.run, "the page began another measurement")
             session.device = _text(data, "device")[:60]
             name = secrets.token_hex(6)
             self._runs[name], session.run = run, name
@@ -149,11 +154,11 @@ class Desk:
         with self._lock:
             name, status = _text(data, "run"), data.get("status")
             run = self._runs.get(name)
-            if run is None:
-                raise RefusedError(409, "this measurement has ended: reload the page and measure again")
             if status not in (None, *ENDS):
                 raise RefusedError(400, "no such status")
             rows, first = _rows(data.get("frames")), _count(data, "first")
+            if run is None:
+                return self._again(name, status, first + len(rows))
             if first > len(run.frames):
                 raise RefusedError(409, "frames are missing before these")
             rows = rows[len(run.frames) - first :]  # a report whose answer was lost comes again
@@ -162,7 +167,7 @@ class Desk:
             self._touch(run.session)
             times = {key: _milliseconds(data[key]) for key in ("load_ms", "first_ms") if data.get(key) is not None}
             texts = {key: _text(data, key) for key in ("golden", "version") if data.get(key) is not None}
-            reason = None if data.get("reason") is None else str(data["reason"])[:MAX_REASON]
+            reason = None if data.get("reason") is None else _line(str(data["reason"])[:MAX_REASON])
             run.frames += rows
             run.load_ms, run.first_ms = times.get("load_ms", run.load_ms), times.get("first_ms", run.first_ms)
             run.version = texts.get("version", run.version)
@@ -170,7 +175,15 @@ class Desk:
                 run.machine["golden"] = texts["golden"]
             if status is None:
                 return self._others(run.session)
-            return {"record": json.loads(self._finish(name, status, reason).to_line())}
+            return self._answer(self._finish(name, status, reason))
+
+    def _again(self, name: str, status: str | None, frames: int) -> dict[str, Any]:
+        """The last report of a run has come before, but the phone got no answer. Raises RefusedError: it has not."""
+        for record in self.records:
+            if (record.run, record.status, record.frames) == (name, status, frames):
+                self._save()
+                return self._answer(record)
+        raise RefusedError(409, "this measurement has ended here: start another one")
 
     def leave(self, data: dict[str, Any]) -> dict[str, Any]:
         """A page is closed; what it has measured so far is kept."""
@@ -199,29 +212,47 @@ class Desk:
                     self._end(name, GONE)
 
     def close(self) -> None:
-        """Keep what is being measured now: the server stops."""
+        """Keep what is being measured now, and what could not be kept before: the server stops."""
         with self._lock:
             for name in list(self._runs):
                 self._end(name, "the server was stopped")
+            self._save()
 
     def _end(self, name: str, reason: str) -> None:
         """Finish a run that nobody waits for."""
         try:
             self._finish(name, "stopped", reason)
         except InputError as error:
-            self._say(f"a record could not be written: {error}")
+            self._say(f"there is no record: {error}")
 
     def _finish(self, name: str, status: str, reason: str | None) -> RunRecord:
         run = self._runs.pop(name)
         session = self._sessions[run.session]
         session.run = None
-        record = _record(name, run, self._setting, self._pictures, (status, reason), session.device)
+        device = f"{session.device or 'a browser'} (page {session.number})"
+        record = _record(name, run, self._setting, self._pictures, (status, reason), device)
         self.records.append(record)
+        self.unsaved.append(record)
         spread = record.spread("total")
         figures = f"median {spread.p50:.2f} ms" if spread else "nothing measured"
         self._say(f"{session.name}: {status}, {record.frames} frames, {figures}{f' ({reason})' if reason else ''}")
-        self._keep(record)
+        self._save()
         return record
+
+    def _save(self) -> None:
+        """Keep all that is not kept yet; what cannot be waits for the next time."""
+        try:
+            while self.unsaved:
+                self._keep(self.unsaved[0])
+                del self.unsaved[0]
+        except InputError as error:
+            self._say(f"{len(self.unsaved)} not written yet: {error}")
+
+    def _answer(self, record: RunRecord) -> dict[str, Any]:
+        """What the phone gets for its last report. Raises RefusedError if the record is not kept yet."""
+        if any(one is record for one in self.unsaved):
+            raise RefusedError(500, "the server cannot write the results; who started it reads why")
+        return {"record": json.loads(record.to_line())}
 
     def _touch(self, key: str) -> str:
         session = self._sessions.get(key)
@@ -305,8 +336,13 @@ def _count(data: dict[str, Any], key: str) -> int:
     return value
 
 
+def _line(text: str) -> str:
+    """On one line, and without what a terminal obeys."""
+    return printable(text).replace("\n", " ")
+
+
 def _milliseconds(value: Any) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value) or not 0 <= value <= 1e7:
+    if type(value) not in (int, float) or not 0 <= value <= 1e7:
         raise RefusedError(400, "a time is no number of milliseconds")
     return float(value)
 
@@ -325,8 +361,8 @@ def _facts(value: Any) -> dict[str, Any]:
     if type(value) is not dict or len(value) > MAX_FACTS:
         raise RefusedError(400, f"machine is not an object of at most {MAX_FACTS} facts")
     for key, fact in value.items():
-        number = type(fact) in (int, float, bool) and math.isfinite(fact)
+        number = type(fact) in (int, float, bool) and abs(fact) <= MAX_NUMBER
         text = type(fact) is str and len(fact) <= MAX_TEXT and fact.isprintable()
-        if len(key) > MAX_TEXT or not (fact is None or number or text):
+        if len(key) > MAX_TEXT or not key.isprintable() or not (fact is None or number or text):
             raise RefusedError(400, "a fact of the machine is neither a short text nor a number")
     return dict(value)

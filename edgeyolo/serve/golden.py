@@ -24,17 +24,32 @@ MAX_PICTURES = 8
 MAX_SIDE = 1280
 """Larger pictures are made smaller, so that a phone spends no minute on loading them."""
 
-FLOAT_DB = 60.0
-"""Least signal-to-noise ratio of float32 heads. Sums are added in another order: Chromium's WebAssembly against an x86
-CPU agrees to 123 dB on yolo-fastest-1.1. A term that is left out or weights in a wrong order leave less than 40."""
-QUANTISED_DB = 20.0
-"""The same where int8 or float16 is inside. A value between two codes falls to either side, and all layers behind it
-see another input: on the same model in int8 S8S8 is equal to the last bit, U8S8 agrees to 31.5 dB and U8U8 to 32.5; the
-same kernels against exact arithmetic to 23.6."""
-FLOAT_MARGIN, QUANTISED_MARGIN = 0.01, 0.1
-"""A box that only one side has counts if its score exceeds the threshold by more: there the last bit decides."""
-FLOAT_SHARE, QUANTISED_SHARE = 0.0, 0.1
-"""How many boxes may differ, as a share of the golden ones: with 26.8 dB in an int8 model it was one of 22."""
+
+@dataclass(frozen=True)
+class Limit:
+    """How far a browser may be from the golden data.
+
+    Args:
+        least_db: least signal-to-noise ratio of a head.
+        share: how many boxes may differ, as a share of the golden ones.
+        margin: a box that only one side has counts if its score exceeds the threshold by more: the last bit decides.
+    """
+
+    least_db: float
+    share: float
+    margin: float
+
+
+LIMITS = {"float32": Limit(60.0, 0.0, 0.01), "float16": Limit(40.0, 0.05, 0.03), "quantised": Limit(20.0, 0.1, 0.1)}
+"""By ``Served.numbers``.
+
+float32: sums are added in another order; Chromium's WebAssembly against an x86 CPU agrees to 123 dB on
+yolo-fastest-1.1. A term that is left out or weights in a wrong order leave less than 40.
+float16: computed in float32 on a CPU (123 dB), but perhaps in float16 on a GPU, whose 11 bits leave noise at every
+layer. 40 dB is noise of 1 %, which moves a score by 0.03 at most where logits are about 10.
+quantised: a value between two codes falls to either side, and all layers behind it see another input: on the same
+model in int8 S8S8 is equal to the last bit, U8S8 agrees to 31.5 dB and U8U8 to 32.5; the same kernels against exact
+arithmetic to 23.6; with 26.8 dB one box of 22 differed."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class Served:
         data: the file.
         detector: what its outputs mean.
         outputs: the names of those that are fetched, in the order of ``detector.heads``, or ``boxes`` and ``scores``.
-        exact: whether all of it is float32, so that only the order of sums may differ from machine to machine.
+        numbers: ``quantised`` where that is inside, else ``float16`` where that is, else ``float32``.
         artefact_bytes, sha256: of the file.
     """
 
@@ -38,7 +38,7 @@ class Served:
     data: bytes
     detector: Detector
     outputs: tuple[str, ...]
-    exact: bool
+    numbers: str
     artefact_bytes: int
     sha256: str
 
@@ -47,11 +47,14 @@ def served_models(path: Path) -> list[Served]:
     """What a page gets of ``path``: an ``.onnx`` that this tool exported, or every graph of a bundle for mobile.
 
     Raises:
-        InputError: it cannot be read, loaded or is too large. UnsupportedError: nobody knows how its outputs read as
-        boxes.
+        InputError: it cannot be read or loaded, is too large, or has no graph. UnsupportedError: nobody knows how its
+        outputs read as boxes.
     """
     if path.is_dir() and (bundle := Bundle.open(path)).manifest["target"] == "mobile":
-        return [_served(path / name, f"{path.name}/{name}") for name in GRAPHS if name in bundle.manifest["files"]]
+        graphs = [name for name in GRAPHS if name in bundle.manifest["files"]]
+        if not graphs:
+            raise InputError("the bundle has no graph", where=path, allowed=", ".join(GRAPHS), hint="export it again")
+        return [_served(path / name, f"{path.name}/{name}") for name in graphs]
     if path.is_dir() or path.suffix.lower() != ".onnx":
         raise InputError(
             "this is nothing that a browser can run", where=path, allowed="an .onnx file, or a bundle for mobile",
@@ -80,7 +83,8 @@ def _served(path: Path, name: str) -> Served:
         )  # fmt: skip
     _check_input(path, session.get_inputs(), detector)
     outputs = output_names([output.name for output in session.get_outputs()], detector)
-    return Served(name, data, detector, tuple(outputs), _is_exact(data), len(data), hashlib.sha256(data).hexdigest())
+    digest = hashlib.sha256(data).hexdigest()
+    return Served(name, data, detector, tuple(outputs), _numbers(data, path), len(data), digest)
 
 
 def _check_input(path: Path, inputs: list[Any], detector: Detector) -> None:
@@ -98,16 +102,16 @@ def _check_input(path: Path, inputs: list[Any], detector: Detector) -> None:
         raise InputError("the model's input is not float32", where=path, got=inputs[0].type, allowed="tensor(float)")
 
 
-def _is_exact(data: bytes) -> bool:
-    """Whether a graph has neither quantisation nor float16 in it. Raises InputError."""
+def _numbers(data: bytes, path: Path) -> str:
+    """What a graph computes with, as ``Served.numbers`` has it. Raises InputError."""
+    import onnx
     import onnx_ir as ir
 
-    model = ir.from_proto(_proto(data))
-    values = [v.dtype for v in model.graph.initializers.values() if v.dtype is not None]
-    return ir.DataType.FLOAT16 not in values and not any(node.op_type in QUANTISED for node in model.graph.all_nodes())
-
-
-def _proto(data: bytes) -> Any:
-    import onnx
-
-    return onnx.load_from_string(data)
+    try:
+        model = ir.from_proto(onnx.load_from_string(data))
+    except Exception as error:  # protobuf's; ONNX Runtime looks at the bytes and loads its own format under any name
+        raise InputError("this is no ONNX file", where=path, hint="give the .onnx, not a converted .ort") from error
+    if any(node.op_type in QUANTISED for node in model.graph.all_nodes()):
+        return "quantised"
+    kinds = [value.dtype for value in model.graph.initializers.values()]
+    return "float16" if ir.DataType.FLOAT16 in kinds else "float32"

@@ -7,25 +7,31 @@ import secrets
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from edgeyolo.errors import InputError
-from edgeyolo.serve import golden as limits
 from edgeyolo.serve.desk import Desk, RefusedError
-from edgeyolo.serve.golden import Golden, Photo, Setting
+from edgeyolo.serve.golden import LIMITS, Golden, Photo, Setting
 from edgeyolo.serve.ortweb import BACKENDS
 from edgeyolo.serve.served import Served
 
 MAX_UPLOAD = 1 << 20
 MAX_CONNECTIONS = 64
+MAX_OF_ADDRESS = 24
+"""Connections of one address; a browser has six, and phones on USB share the address of this machine."""
+HEADER_SECONDS = 10.0
+"""Until all of a request's header is there, which has the secret."""
 TIMEOUT_SECONDS = 30.0
-"""Of every read and write; a phone that sleeps does not hold a thread for longer."""
+"""Of every read, and of every piece that is written; a phone that sleeps does not hold a thread for longer."""
+PIECE_BYTES = 1 << 16
 TYPES = {
     ".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8",
     ".mjs": "text/javascript; charset=utf-8", ".wasm": "application/wasm",
@@ -71,7 +77,7 @@ def routes(
         "models": [_model_facts(model, golden[m]) for m, model in enumerate(models)],
         "pictures": [list(photo.size) for photo in photos],
         "setting": asdict(setting), "frames": frames,
-        "backends": [name for name, needed in BACKENDS.items() if all(file in runtime for file in needed)],
+        "backends": {name: needed for name, needed in BACKENDS.items() if all(file in runtime for file in needed)},
     }  # fmt: skip
     found["facts.json"] = ("application/json", json.dumps(facts).encode())
     return found
@@ -80,10 +86,7 @@ def routes(
 def _model_facts(model: Served, golden: Sequence[Golden]) -> dict[str, Any]:
     return {
         "name": model.name, "bytes": len(model.data), "detector": asdict(model.detector), "outputs": model.outputs,
-        "golden": [one.to_json() for one in golden], "exact": model.exact,
-        "least_db": limits.FLOAT_DB if model.exact else limits.QUANTISED_DB,
-        "share": limits.FLOAT_SHARE if model.exact else limits.QUANTISED_SHARE,
-        "margin": limits.FLOAT_MARGIN if model.exact else limits.QUANTISED_MARGIN,
+        "golden": [one.to_json() for one in golden], **asdict(LIMITS[model.numbers]),
     }  # fmt: skip
 
 
@@ -109,7 +112,9 @@ class PhoneServer(ThreadingHTTPServer):
         self.posts: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
             "alive": desk.alive, "start": desk.start, "report": desk.report, "leave": desk.leave,
         }  # fmt: skip
-        self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._lock = threading.Lock()
+        self._open: dict[Any, str] = {}  # connection -> address
+        self._silent: dict[Any, float] = {}  # connection whose header is not there yet -> when it has to be
         context = None if tls is None else _context(*tls)
         try:
             super().__init__(address, _Handler)
@@ -129,22 +134,38 @@ class PhoneServer(ThreadingHTTPServer):
         return [f"{self.scheme}://{name}:{port}/{self.token}/" for name in hosts]
 
     def service_actions(self) -> None:
-        """Between requests: see who has gone away."""
+        """Between requests: see who has gone away, and end connections that only hold a place."""
         self.desk.sweep()
+        with self._lock:
+            late = [request for request, deadline in self._silent.items() if deadline < time.monotonic()]
+        for request in late:
+            with suppress(OSError):  # below TLS, whose state belongs to the connection's thread
+                socket.socket.shutdown(request, socket.SHUT_RDWR)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Start a thread, unless there are too many already."""
-        if not self._free.acquire(blocking=False):
+        address = str(client_address[0])
+        with self._lock:
+            of_address = list(self._open.values()).count(address)
+            room = len(self._open) < MAX_CONNECTIONS and of_address < MAX_OF_ADDRESS
+            if room:
+                self._open[request], self._silent[request] = address, time.monotonic() + HEADER_SECONDS
+        if room:
+            super().process_request(request, client_address)
+        else:
             self.shutdown_request(request)
-            return
-        super().process_request(request, client_address)
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Answer one connection."""
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._free.release()
+    def has_spoken(self, request: Any) -> None:
+        """A connection's header is there."""
+        with self._lock:
+            self._silent.pop(request, None)
+
+    def shutdown_request(self, request: Any) -> None:
+        """End a connection, however it went."""
+        self.has_spoken(request)
+        with self._lock:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A connection that breaks off is no news."""
@@ -174,6 +195,12 @@ class _Handler(BaseHTTPRequestHandler):
     server: PhoneServer
     server_version, sys_version = "edgeyolo", ""
     timeout = TIMEOUT_SECONDS
+
+    def parse_request(self) -> bool:
+        """Read the header; from then on the connection may take its time."""
+        good = super().parse_request()
+        self.server.has_spoken(self.connection)
+        return good
 
     def do_GET(self) -> None:
         """Answer with a fixed body."""
@@ -207,7 +234,9 @@ class _Handler(BaseHTTPRequestHandler):
             raise RefusedError(404, "no such thing")
         kind, content = body
         # Nothing changes while the server runs, and the next one has another secret.
-        self._send(200, kind, content.read_bytes() if isinstance(content, Path) else content, "private, max-age=86400")
+        size = content.stat().st_size if isinstance(content, Path) else len(content)
+        with content.open("rb") if isinstance(content, Path) else BytesIO(content) as stream:
+            self._send(200, kind, size, stream, "private, max-age=86400")
 
     def _post(self) -> None:
         route = self._route()
@@ -238,14 +267,16 @@ class _Handler(BaseHTTPRequestHandler):
         return data
 
     def _json(self, status: int, data: dict[str, Any]) -> None:
-        self._send(status, "application/json", json.dumps(data).encode())
+        content = json.dumps(data).encode()
+        self._send(status, "application/json", len(content), BytesIO(content), "no-store")
 
-    def _send(self, status: int, kind: str, content: bytes, cache: str = "no-store") -> None:
+    def _send(self, status: int, kind: str, size: int, content: BinaryIO, cache: str) -> None:
         self.send_response(status)
         for name, value in HEADERS.items():
             self.send_header(name, value)
         self.send_header("Cache-Control", cache)
         self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Content-Length", str(size))
         self.end_headers()
-        self.wfile.write(content)
+        while piece := content.read(PIECE_BYTES):  # the timeout is of one write, however much is left
+            self.wfile.write(piece)

@@ -4,6 +4,7 @@ import { deviceFacts } from "./device.js";
 import { drawBoxes, drawPlot, fillTable } from "./show.js";
 
 const TELL_MS = 1000;
+const KEEPALIVE_CHARACTERS = 30000; // 64 KiB of uploads outlive a page, and two may be on their way
 const element = (id) => document.getElementById(id);
 const wanted = new URLSearchParams(location.search);
 
@@ -12,13 +13,41 @@ let device;
 let session;
 let current = null; // the measurement that runs
 let shown = 0;
+let lost = false; // the server did not answer
 const found = new Map(); // picture -> boxes
 
 async function post(path, data) {
-  const response = await fetch(path, { method: "POST", body: JSON.stringify(data) });
+  const body = JSON.stringify(data);
+  const response = await fetch(path, { method: "POST", body, keepalive: body.length < KEEPALIVE_CHARACTERS });
   const answer = await response.json();
-  if (!response.ok) throw new Error(answer.error);
+  if (!response.ok) throw Object.assign(new Error(answer.error), { status: response.status });
   return answer;
+}
+
+// Do it again after a cure where the server does not know any more what it is about: it forgets who is silent.
+async function retried(act, cure) {
+  try {
+    return await act();
+  } catch (error) {
+    if (error.status !== 409) throw error;
+    await cure();
+    return act();
+  }
+}
+
+async function join() {
+  const answer = await post("open", {});
+  session = answer.session;
+  element("number").textContent = `page ${answer.number}`;
+  others(answer);
+}
+
+// A new run on the server, with nothing in it yet.
+async function begin({ model, backend, threads }) {
+  const choice = { model, backend, threads, device: device.system, machine: device };
+  const { run, ...rest } = await retried(() => post("start", { session, ...choice }), join);
+  others(rest);
+  return run;
 }
 
 function say(text, bad = false) {
@@ -50,7 +79,7 @@ function option(select, value, text) {
 
 function choices() {
   facts.models.forEach((model, i) => option("model", i, `${model.name} (${(model.bytes / 1e6).toPrecision(2)} MB)`));
-  const backends = facts.backends.filter((name) => name === "wasm" || device.gpu);
+  const backends = Object.keys(facts.backends).filter((name) => name === "wasm" || device.gpu);
   backends.forEach((name) => option("backend", name, name === "wasm" ? "CPU" : "WebGPU"));
   const most = device.isolated ? Math.min(device.cpus ?? 1, 16) : 1;
   for (let n = 1; n <= most; n++) option("threads", n);
@@ -85,11 +114,7 @@ async function start() {
   for (const id of ["golden", "results", "pictures"]) element(id).hidden = true;
   found.clear();
   try {
-    const data = { session, ...chosen, device: device.system, machine: device };
-    delete data.frames;
-    const { run, ...rest } = await post("start", data);
-    others(rest);
-    current = { run, order: chosen, frames: [], sent: 0, extra: {}, ended: false };
+    current = { run: await begin(chosen), order: chosen, frames: [], sent: 0, extra: {}, ended: false, there: false };
   } catch (error) {
     element("start").disabled = false;
     say(`Cannot start: ${error.message}`, true);
@@ -99,7 +124,9 @@ async function start() {
   current.worker.onmessage = ({ data }) => heard[data.kind](data);
   current.worker.onerror = (event) => finish("failed", `the worker cannot run: ${event.message ?? "not loaded"}`);
   current.worker.postMessage({ order: chosen, facts });
-  current.wake = await navigator.wakeLock?.request("screen").catch(() => null);
+  const mine = current;
+  mine.wake = await navigator.wakeLock?.request("screen").catch(() => null);
+  if (mine.ended) mine.wake?.release();
 }
 
 const heard = {
@@ -147,22 +174,32 @@ async function show(picture) {
 }
 
 // Sends frames that the server does not have yet. What does not arrive is sent again with the next report; the server
-// knows by the number of the first frame which of them it has.
+// knows by the number of the first frame which of them it has. Where it has ended the run, because this device was
+// silent for too long, all frames go into a new one.
 async function report(end = {}) {
-  const { run, frames, sent: first, extra } = current;
-  const rows = frames.slice(first);
-  const answer = await post("report", { run, first, frames: rows, ...extra, ...end });
-  current.sent = first + rows.length;
-  if (!end.status) others(answer);
+  const mine = current;
+  const send = async () => {
+    const { run, frames, sent: first, extra } = mine;
+    const rows = frames.slice(first);
+    const answer = await post("report", { run, first, frames: rows, ...extra, ...end });
+    if (mine.run === run) mine.sent = first + rows.length;
+    return answer;
+  };
+  const answer = await retried(send, async () => {
+    if (mine.ended && !end.status) throw new Error("the last report came first, and has these frames too");
+    Object.assign(mine, { run: await begin(mine.order), sent: 0 });
+  });
+  if (end.status) mine.there = true;
+  else others(answer);
 }
 
+// The last report does not wait for one on its way: a page that is closed could not send it then.
 async function finish(status, reason = null) {
   const mine = current;
   if (mine === null || mine.ended) return;
   mine.ended = true;
   mine.worker.terminate();
   mine.wake?.release();
-  await mine.pending;
   element("progress").hidden = true;
   if (status !== "ok") say(reason, status === "failed");
   await deliver(status, reason);
@@ -190,24 +227,29 @@ async function deliver(status, reason) {
 // Once a second: the page is still there, and what it measured since.
 async function beat() {
   try {
-    if (current === null || current.ended) others(await post("alive", { session }));
-    else await (current.pending = report().catch(() => null));
+    if (current === null || current.ended) others(await retried(() => post("alive", { session }), join));
+    else await report().catch(() => null);
+    if (lost && current === null) say("Ready.");
+    lost = false;
   } catch {
+    lost = true;
     if (current === null) say("The server does not answer. Is edgeyolo serve still running?", true);
   }
   setTimeout(beat, TELL_MS);
 }
 
 async function main() {
-  const [told, answer] = [await fetch("facts.json"), await post("open", {})];
-  [facts, device, session] = [await told.json(), await deviceFacts(), answer.session];
-  element("number").textContent = `page ${answer.number}`;
-  others(answer);
+  [facts, device] = [await (await fetch("facts.json")).json(), await deviceFacts()];
+  await join();
   notice();
   choices();
   element("start").onclick = start;
   element("next").onclick = () => show((shown + 1) % facts.pictures.length);
-  addEventListener("pagehide", () => navigator.sendBeacon("leave", JSON.stringify({ session })));
+  addEventListener("pagehide", () => {
+    finish("stopped", "the page was closed");
+    // It must not overtake the last report; the server sees by itself who is gone.
+    if (current === null || current.there) navigator.sendBeacon("leave", JSON.stringify({ session }));
+  });
   addEventListener("visibilitychange", () => {
     if (document.hidden) finish("stopped", "the page went to the background, where browsers slow it down");
   });
