@@ -172,9 +172,14 @@ def score_findings(findings: Findings, setting: Setting) -> Score:
 
 def spread(dataset: Dataset, limit: int) -> Dataset:
     """At most ``limit`` pictures of a data set, evenly spread over it; its problems stay those of the whole set."""
-    count = min(limit, len(dataset.samples))
-    positions = tuple(i * len(dataset.samples) // count for i in range(count))
+    positions = tuple(spread_positions(len(dataset.samples), limit))
     return dataclasses.replace(dataset, samples=_Picked(dataset.samples, positions))
+
+
+def spread_positions(count: int, limit: int) -> list[int]:
+    """At most ``limit`` of ``count`` positions, evenly spread."""
+    kept = min(count, limit)
+    return [i * count // kept for i in range(kept)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgeyolo.bench.frames import Setting
 from edgeyolo.bench.record import append_records
 from edgeyolo.serve.desk import Desk
-from edgeyolo.serve.golden import Golden, Setting, compute_golden, open_photos
+from edgeyolo.serve.golden import Golden, compute_golden, open_photos
 from edgeyolo.serve.served import Served, served_models
 from edgeyolo.serve.server import PhoneServer, routes
 

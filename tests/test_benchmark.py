@@ -18,10 +18,11 @@ from edgeyolo.bench.backends import open_backend
 from edgeyolo.bench.contender import Contender, ContenderError, Process
 from edgeyolo.bench.contenders import Variants, find_contenders
 from edgeyolo.bench.frames import Frames, Setting
-from edgeyolo.bench.harness import Plan, measure, spread_indices
+from edgeyolo.bench.harness import Plan, measure
 from edgeyolo.bench.record import STAGES, read_records
 from edgeyolo.bench.tables import COLUMNS, cells
 from edgeyolo.errors import InputError
+from edgeyolo.evaluate import spread_positions
 from edgeyolo.progress import Log
 
 QUICK = ("--seconds", 0, "--frames", 3, "--warmup", 0)
@@ -210,7 +211,11 @@ def test_everybody_gets_the_same_pictures_in_every_round(onnx, pictures):
 
 
 def test_everybody_sees_all_pictures():
-    assert spread_indices(6, 3) == [0, 2, 4] and spread_indices(2, 50) == [0, 1] and spread_indices(5, 5) == [*range(5)]
+    assert (
+        spread_positions(6, 3) == [0, 2, 4]
+        and spread_positions(2, 50) == [0, 1]
+        and spread_positions(5, 5) == [*range(5)]
+    )
 
 
 def test_which_backends_suit_which_models(onnx, good_bundle, tiny):

@@ -30,6 +30,7 @@ from edgeyolo.bench.scenarios import SERVER_LOAD
 from edgeyolo.bench.stats import MIN_ROUNDS, settled
 from edgeyolo.bench.summary import Measured, summary
 from edgeyolo.errors import InputError
+from edgeyolo.evaluate import spread_positions
 from edgeyolo.progress import Log
 
 BLOCK_SECONDS = 0.1
@@ -143,7 +144,7 @@ def measure(
         log: receives stages and a progress bar.
         meter: measures the energy of a kind of device, or says why nothing does.
     """
-    pictures = [pictures[i] for i in spread_indices(len(pictures), plan.frames)]
+    pictures = [pictures[i] for i in spread_positions(len(pictures), plan.frames)]
     meters = {device: meter(device) for device in {KINDS[c.backend].device for c in contenders}}
     running = [_Running(c, meters[KINDS[c.backend].device], measured=Measured.of(c)) for c in contenders]
     started, stopped = datetime.now(timezone.utc).isoformat(timespec="seconds"), False
@@ -180,12 +181,6 @@ def ending_like_ctrl_c() -> Iterator[None]:
     finally:
         for name, handler in before.items():
             signal.signal(getattr(signal, name), handler)
-
-
-def spread_indices(count: int, limit: int) -> list[int]:
-    """At most ``limit`` of ``count`` positions, evenly spread."""
-    kept = min(count, limit)
-    return [i * count // kept for i in range(kept)]
 
 
 def _load(running: list[_Running], pictures: Sequence[Path], log: Log) -> None:

@@ -15,6 +15,7 @@ MIN_ROUNDS = 5
 """Fewer do not show how much rounds differ: without them there is no ratio."""
 
 Floats = npt.NDArray[np.float64]
+Points = tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,14 @@ def _drawn_medians(values: Floats, rng: np.random.Generator) -> Floats:
     rows = max(1, 1_000_000 // len(values))
     portions = [min(rows, RESAMPLES - done) for done in range(0, RESAMPLES, rows)]
     return np.concatenate([np.median(rng.choice(values, (count, len(values))), axis=1) for count in portions])
+
+
+def medians_by_count(counts: Sequence[float] | Floats, milliseconds: Sequence[float] | Floats) -> Points:
+    """(count, median of its milliseconds) for every count that occurs, in their order."""
+    times: dict[float, list[float]] = {}
+    for count, value in zip(counts, milliseconds, strict=True):
+        times.setdefault(float(count), []).append(float(value))
+    return tuple((count, round(float(np.median(times[count])), 6)) for count in sorted(times))
 
 
 def settled(medians: Sequence[float], tolerance: float = 0.05, window: int = 3) -> bool:

@@ -11,10 +11,9 @@ import numpy as np
 
 from edgeyolo.bench.contender import WAITING, Block, Contender, pinned
 from edgeyolo.bench.contenders import full_name
-from edgeyolo.bench.frames import Frame
 from edgeyolo.bench.machine import machine_facts
 from edgeyolo.bench.record import STAGES, RunRecord
-from edgeyolo.bench.stats import MIN_ROUNDS, Floats, Spread, ratio
+from edgeyolo.bench.stats import MIN_ROUNDS, Floats, Spread, medians_by_count, ratio
 from edgeyolo.bundle import MODEL, PROGRAM, sha256
 from edgeyolo.output import MANIFEST
 
@@ -96,7 +95,8 @@ def _record(c: Contender, measured: Measured, shared: dict[str, Any]) -> RunReco
         load_ms=loaded.get("load_ms"), first_ms=loaded.get("first_ms"),
         rss_bytes=blocks[-1].rss if blocks else None,
         candidates=_mean([f.candidates for f in frames]), kept=_mean([f.kept for f in frames]),
-        curve=_curve(frames) if c.batch == 1 else (), joules=_joules(c, blocks), energy=measured.energy,
+        curve=medians_by_count([f.candidates for f in frames], [f.nms for f in frames]) if c.batch == 1 else (),
+        joules=_joules(c, blocks), energy=measured.energy,
         ap50=score.get("ap50"), ap=score.get("ap"), ap_setting=score.get("setting"),
         totals_ms=tuple(round(f.total, 4) for f in frames), rounds=tuple(len(block.frames) for block in blocks),
         states=tuple(measured.states) if blocks else (), **shared,
@@ -117,14 +117,6 @@ def _fps(c: Contender, blocks: Sequence[Block]) -> float | None:
     # Of Server's queries the first comes when a block begins: between n of them lie n - 1 waits.
     counted = len(frames) - (len(blocks) if c.scenario == "Server" else 0)
     return round(counted / sum(block.seconds for block in blocks), 3)
-
-
-def _curve(frames: Sequence[Frame]) -> tuple[tuple[float, float], ...]:
-    """Median milliseconds of suppression for every number of candidates that occurred."""
-    times: dict[float, list[float]] = {}
-    for frame in frames:
-        times.setdefault(frame.candidates, []).append(frame.nms)
-    return tuple((count, round(float(np.median(times[count])), 6)) for count in sorted(times))
 
 
 def _joules(c: Contender, blocks: Sequence[Block]) -> float | None:

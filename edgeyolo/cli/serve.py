@@ -54,10 +54,11 @@ def serve(
     max_det: int, frames: int, runtime: Path | None, cert: Path | None, key: Path | None,
 ) -> None:  # fmt: skip
     """Serve a page on which any phone of the network measures and checks every MODEL (.onnx or bundle)."""
+    from edgeyolo.bench.frames import Setting
     from edgeyolo.bench.record import append_records
     from edgeyolo.progress import Log
     from edgeyolo.serve.desk import Desk
-    from edgeyolo.serve.golden import Setting, compute_golden, open_photos
+    from edgeyolo.serve.golden import compute_golden, open_photos
     from edgeyolo.serve.ortweb import find_runtime
     from edgeyolo.serve.served import served_models
     from edgeyolo.serve.server import PhoneServer, routes

@@ -5,17 +5,14 @@ from __future__ import annotations
 from rich.table import Table
 
 from edgeyolo.export.mobile import MobileRequest, MobileResult
-from edgeyolo.export.tables import WORST, layer_table, ledger_table
+from edgeyolo.export.tables import ledger_table, print_layers
 from edgeyolo.export.usability import UsabilityRow
 from edgeyolo.progress import Log
 
 
 def print_mobile(result: MobileResult, request: MobileRequest, log: Log, *, full: bool) -> None:
     """Print the layers (all, or the worst few), the ledger and the summary of a finished bundle."""
-    layers = list(result.layers)
-    shown = layers if full else sorted(layers, key=lambda layer: layer.sqnr_db)[:WORST]
-    title = "layers against float" if full else f"the {len(shown)} worst layers against float (--report shows all)"
-    log.table(layer_table(shown, title))
+    print_layers(result.layers, log, full=full)
     log.table(ledger_table(result.ledger))
     log.table(_summary(result, request))
     log.say(f"\nnext: edgeyolo verify {request.output}")

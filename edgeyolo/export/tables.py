@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from rich import box
 from rich.table import Table
@@ -19,11 +20,7 @@ WORST = 5
 
 def print_result(result: FpgaResult, request: FpgaRequest, log: Log, *, full: bool) -> None:
     """Print the layers (all, or the worst few) and the summary of a finished bundle."""
-    layers = list(result.layers)
-    if not full:
-        layers = sorted(layers, key=lambda layer: layer.sqnr_db)[:WORST]
-    title = "layers against float" if full else f"the {len(layers)} worst layers against float (--report shows all)"
-    log.table(layer_table(layers, title))
+    print_layers(result.layers, log, full=full)
     log.table(ledger_table(result.ledger))
     log.table(_summary(result, request))
     pictures = "" if request.golden else " --pictures FOLDER"
@@ -33,6 +30,13 @@ def print_result(result: FpgaResult, request: FpgaRequest, log: Log, *, full: bo
     log.say(f"\nnext: edgeyolo verify {request.output}{pictures}")
     if request.golden:
         log.say(f"      make -C {request.output}/engine test")
+
+
+def print_layers(layers: Sequence[LayerReport], log: Log, *, full: bool) -> None:
+    """Print all layers, or the worst few."""
+    shown = list(layers) if full else sorted(layers, key=lambda layer: layer.sqnr_db)[:WORST]
+    title = "layers against float" if full else f"the {len(shown)} worst layers against float (--report shows all)"
+    log.table(layer_table(shown, title))
 
 
 def layer_table(layers: list[LayerReport], title: str) -> Table:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from edgeyolo.export.tables import WORST, layer_table, ledger_table
+from edgeyolo.export.tables import ledger_table, print_layers
 from edgeyolo.export.tensorrt import TensorRTRequest, TensorRTResult
 from edgeyolo.progress import Log
 
 
 def print_tensorrt(result: TensorRTResult, request: TensorRTRequest, log: Log, *, full: bool) -> None:
     """Print the layers (all, or the worst few), the ledger and the summary of a finished bundle."""
-    layers = list(result.layers)
-    if layers:
-        shown = layers if full else sorted(layers, key=lambda layer: layer.sqnr_db)[:WORST]
-        title = "layers against float" if full else f"the {len(shown)} worst layers against float (--report shows all)"
-        log.table(layer_table(shown, title))
+    if result.layers:
+        print_layers(result.layers, log, full=full)
     log.table(ledger_table(result.ledger))
     log.table(_summary(result, request))
     log.say(f"\nnext: edgeyolo verify {request.output}")

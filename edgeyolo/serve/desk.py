@@ -10,7 +10,7 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgeyolo.bench.frames import Setting
 from edgeyolo.bench.record import STAGES, RunRecord, parse_record
-from edgeyolo.bench.stats import Spread
+from edgeyolo.bench.stats import Spread, medians_by_count
 from edgeyolo.errors import InputError, printable
-from edgeyolo.serve.golden import Setting
 from edgeyolo.serve.served import Served
 
 Doubles = npt.NDArray[np.float64]
@@ -297,18 +297,11 @@ def _record(
         load_ms=run.load_ms, first_ms=run.first_ms,
         candidates=float(columns["candidates"].mean()) if columns else None,
         kept=float(columns["kept"].mean()) if columns else None,
-        curve=_curve(columns), energy="a browser does not tell", totals_ms=tuple(round(float(t), 4) for t in totals),
+        curve=medians_by_count(columns["candidates"], columns["nms"]) if columns else (),
+        energy="a browser does not tell", totals_ms=tuple(round(float(t), 4) for t in totals),
         rounds=_rounds(totals.tolist()), machine=run.machine,
     )  # fmt: skip
     return parse_record(record.to_line(), "what a phone sent")
-
-
-def _curve(columns: Mapping[str, Doubles]) -> tuple[tuple[float, float], ...]:
-    """Median milliseconds of suppression for every number of candidates that occurred."""
-    if not columns:
-        return ()
-    counts, nms = columns["candidates"], columns["nms"]
-    return tuple((float(n), round(float(np.median(nms[counts == n])), 6)) for n in np.unique(counts))
 
 
 def _rounds(totals: Sequence[float]) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from edgeyolo.bench.frames import Setting
 from edgeyolo.errors import InputError
 from edgeyolo.images import Pixels, list_images, load_image, to_input
 from edgeyolo.ort import open_session, run
@@ -50,15 +51,6 @@ layer. 40 dB is noise of 1 %, which moves a score by 0.03 at most where logits a
 quantised: a value between two codes falls to either side, and all layers behind it see another input: on the same
 model in int8 S8S8 is equal to the last bit, U8S8 agrees to 31.5 dB and U8U8 to 32.5; the same kernels against exact
 arithmetic to 23.6; with 26.8 dB one box of 22 differed."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Thresholds that all devices share, as in ``edgeyolo benchmark``."""
-
-    conf: float
-    iou: float
-    max_det: int
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeyolo.bundle import Bundle
+from edgeyolo.bundle import Bundle, sha256
 from edgeyolo.detector import METADATA_KEY, Detector
 from edgeyolo.errors import InputError, UnsupportedError
 from edgeyolo.ort import open_session
@@ -83,7 +82,7 @@ def _served(path: Path, name: str) -> Served:
         )  # fmt: skip
     _check_input(path, session.get_inputs(), detector)
     outputs = output_names([output.name for output in session.get_outputs()], detector)
-    digest = hashlib.sha256(data).hexdigest()
+    digest = sha256(data)
     return Served(name, data, detector, tuple(outputs), _numbers(data, path), len(data), digest)
 
 

@@ -17,9 +17,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from edgeyolo.bench.frames import Setting
 from edgeyolo.errors import InputError
 from edgeyolo.serve.desk import Desk, RefusedError
-from edgeyolo.serve.golden import LIMITS, Golden, Photo, Setting
+from edgeyolo.serve.golden import LIMITS, Golden, Photo
 from edgeyolo.serve.ortweb import BACKENDS
 from edgeyolo.serve.served import Served
 
