@@ -37,6 +37,7 @@ class MobileBoard:
         max_opset: the newest ONNX opset of that version; at least 19, which the float16 graph has.
         int8_format: one of ``INT8_FORMATS``: what its int8 kernels compute fast and without saturation.
         int8_reason: one sentence for people: why this format, and the source.
+        slow_int8: kinds of layers with which int8 was measured to be slower than float32 on such processors.
         fp16_kernels: 1 where ONNX Runtime's CPU provider has float16 arithmetic; 0: it converts to float32 and back.
         threads: intra-op threads, usually the big cores; 0 for one a physical core.
         spinning: 1: idle threads wait at full load, 0: they sleep (batteries).
@@ -52,6 +53,7 @@ class MobileBoard:
     max_opset: int
     int8_format: str
     int8_reason: str
+    slow_int8: tuple[str, ...]
     fp16_kernels: int
     threads: int
     spinning: int
@@ -67,6 +69,7 @@ _RULES: dict[str, Rule] = {
     "max_opset": range(19, 27),
     "int8_format": INT8_FORMATS,
     "int8_reason": re.compile(r"\S[^\n]{10,400}\."),
+    "slow_int8": ("depthwise",),
     "fp16_kernels": range(2),
     "threads": range(65),
     "spinning": range(2),
@@ -78,7 +81,7 @@ _RULES: dict[str, Rule] = {
 def parse_mobile(text: str, where: object) -> MobileBoard:
     """Read a board from TOML text. Raises InputError that lists everything that is wrong with it."""
     data = parse_toml(text, where)
-    offences = find_offences(data, MobileBoard, _RULES, may_be_empty=("fixed_shapes",))
+    offences = find_offences(data, MobileBoard, _RULES, may_be_empty=("fixed_shapes", "slow_int8"))
     # Keys that contradict each other can only be compared where each of them is sound.
     offences = offences or _contradictions(data)
     return make_profile(MobileBoard, data, offences, where, "targets/mobile/android-arm64.toml")
@@ -126,7 +129,7 @@ def check_host(board: MobileBoard) -> None:
     if platform.machine() != board.machine:
         raise InputError(
             f"{board.name} cannot be measured on this machine", where="--auto", got=platform.machine(),
-            allowed=board.machine, hint="leave --auto out, and measure on the device: edgeyolo serve or benchmark",
+            allowed=board.machine, hint="--candidates writes what to measure on the device, --measured reads it",
         )  # fmt: skip
 
 

@@ -45,7 +45,7 @@ def test_a_training_that_gains_nothing_says_so_and_writes_what_export_writes(tin
 def test_it_takes_every_option_of_an_export_for_fpga():
     own = {param.name for param in finetune.params}
     left_out = {param.name for param in export.params} - own
-    other = {"precision", "keep_float", "dla", "max_batch", "accept", "auto", "provider"}
+    other = {"precision", "keep_float", "dla", "max_batch", "accept", "auto", "measured", "candidates", "provider"}
     assert left_out == other | {"target", "diagnose", "dynamic_batch", "decode", "nms", "conf", "iou"}
     assert own >= {"minutes", "steps", "batch", "weight_lr", "bias_lr", "seed", "device", "bits", "keep", "board"}
 

@@ -306,7 +306,7 @@ def milliseconds(record: RunRecord) -> float | None:
 
 def _over_rounds(a: RunRecord, b: RunRecord) -> TimeRatio | None:
     """The ratio with its interval; None for ``SINGLE``, and where one of them has too few rounds."""
-    own, other = _blocks(b), _blocks(a)
+    own, other = round_totals(b), round_totals(a)
     if a.scenario in SINGLE or own is None or other is None:
         return None
     if a.scenario == "Offline":  # throughput is a matter of means
@@ -314,7 +314,7 @@ def _over_rounds(a: RunRecord, b: RunRecord) -> TimeRatio | None:
     return independent_ratio(own, other)
 
 
-def _blocks(record: RunRecord) -> list[Floats] | None:
+def round_totals(record: RunRecord) -> list[Floats] | None:
     """Totals of each round's frames; None where there are too few, or they contradict one another."""
     totals, rounds = np.array(record.totals_ms, np.float64), [count for count in record.rounds if count]
     if len(rounds) < MIN_ROUNDS or sum(rounds) != len(totals):

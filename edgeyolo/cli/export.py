@@ -19,6 +19,8 @@ Examples:
   edgeyolo export yolo.cfg --weights yolo.weights --calib pictures/ --target fpga --bits 4 -o out/fpga
   edgeyolo export yolo.cfg --weights yolo.weights --calib pictures/ --target tensorrt --board orin-nano -o out/trt
   edgeyolo export yolo.cfg --weights yolo.weights --calib pictures/ --target mobile --board raspberry-pi-5 -o out/pi
+  edgeyolo export yolo.cfg --weights yolo.weights --calib pictures/ --target mobile --candidates -o out/candidates
+  edgeyolo export yolo.cfg --weights yolo.weights --calib pictures/ --target mobile --measured phone.jsonl -o out/phone
   edgeyolo export yolo.cfg --weights yolo.weights --target onnx --decode --nms --dynamic-batch -o yolo.onnx
   edgeyolo export model.onnx --calib list.txt --target fpga --bits 4 --keep first,head,depthwise=8 --layout tiled
   edgeyolo export model.onnx --calib coco128/train --data coco128/val --target fpga --format bin,mem --max-drop 0.01
@@ -49,10 +51,14 @@ ONLY_FOR = {
     ),
     **dict.fromkeys(("precision", "keep_float"), ("tensorrt", "mobile")),
     **dict.fromkeys(("dla", "max_batch", "accept"), ("tensorrt",)),
-    **dict.fromkeys(("auto", "provider"), ("mobile",)),
+    **dict.fromkeys(("auto", "measured", "candidates", "provider"), ("mobile",)),
     **dict.fromkeys(("dynamic_batch", "decode", "nms", "conf", "iou"), ("tensorrt", "onnx")),
 }
 """Options that mean nothing to some targets, with those that they are for."""
+IDLE_FOR_CANDIDATES = {
+    *("data", "data_limit", "golden", "max_drop", "report", "method", "equalise", "correct_bias", "reconstruct"),
+}
+"""What changes no time changes nothing where times are to be measured."""
 
 
 def _options(command: Any) -> Any:
@@ -77,6 +83,8 @@ def _options(command: Any) -> Any:
             help="tensorrt, mobile: what stays float in int8: first, head, depthwise, name patterns, or none.",
         ),
         click.option("--auto", is_flag=True, help="mobile: measure here, keep float what int8 makes slower."),
+        click.option("--candidates", is_flag=True, help="mobile: write only the graphs to measure on another device."),
+        click.option("--measured", type=path, metavar="FILE", help="mobile: --auto by a device's records of them."),
         click.option("--provider", help="mobile: execution provider that shall run it [default: the board's first]."),
         click.option("--dla", type=click.IntRange(min=0), help="TensorRT: use this deep learning accelerator."),
         click.option("--accept/--no-accept", default=True, help="TensorRT: TensorRT-RTX, if installed, must build it."),
@@ -161,6 +169,8 @@ def _refuse_idle_options(target: str, *, data: bool, calib: bool) -> None:
         from edgeyolo.jetson import default_precision, load_jetson
 
         precision = default_precision(load_jetson(context.params["board"]), context.params["dla"])
+    if context.params.get("candidates"):
+        reasons.append(("with --candidates", IDLE_FOR_CANDIDATES))
     if not calib:
         reasons.append(("without --calib", {"calib_limit"}))
     if target == "tensorrt" and precision in ("fp16", "fp32"):

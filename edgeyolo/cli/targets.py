@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from edgeyolo.export.fpga import FpgaRequest, FpgaResult, Polish
     from edgeyolo.export.labels import LabelledSet
     from edgeyolo.export.ledger import Ledger
+    from edgeyolo.export.mobile_candidates import Candidates
     from edgeyolo.export.pictures import PictureSet
     from edgeyolo.export.prepare import Stages
     from edgeyolo.frontend import Source
@@ -129,7 +130,7 @@ def to_mobile(model: Path, output: Path, options: dict[str, Any], log: Log) -> N
     """float32, float16 and int8 graphs for ONNX Runtime on phones and small boards."""
     from edgeyolo.errors import InputError
     from edgeyolo.export.ledger import check_drop
-    from edgeyolo.export.mobile import MobileRequest, export_mobile
+    from edgeyolo.export.mobile import MobileRequest, export_candidates, export_mobile
     from edgeyolo.export.prepare import PARITY_PICTURES, Stages, prepare
     from edgeyolo.output import check_free
     from edgeyolo.passes.graph import fix_batch
@@ -138,11 +139,15 @@ def to_mobile(model: Path, output: Path, options: dict[str, Any], log: Log) -> N
     check_free(output, force=request.force)
     if options["calib"] is None:
         raise InputError("int8 needs calibration pictures", hint="add --calib FOLDER")
-    source, pictures, labels = _inputs(model, options, log)
+    wanted = {**options, "data": None} if request.candidates else options
+    source, pictures, labels = _inputs(model, wanted, log)
     fix_batch(source.model)
     stages = Stages(options["save_stages"])
     few = list(pictures.spread(PARITY_PICTURES))
     ready, parities = prepare(source.model, few, stages, log, simplified=options["simplify"])
+    if request.candidates:
+        _show_candidates(export_candidates(source, ready, pictures, request, log), output, options, log)
+        return
     result = export_mobile(source, ready, parities, pictures, request, stages, log, labels)
     _warn(result.ledger, log, MOBILE_ADVICE)
     if options["as_json"]:
@@ -153,6 +158,22 @@ def to_mobile(model: Path, output: Path, options: dict[str, Any], log: Log) -> N
 
         print_mobile(result, request, log, full=options["report"])
     check_drop(result.ledger, request.max_drop, output)
+
+
+def _show_candidates(made: Candidates, output: Path, options: dict[str, Any], log: Log) -> None:
+    """What there is to measure, and how."""
+    if options["as_json"]:
+        sizes = {name: len(data) for name, data in made.graphs.items()}
+        facts = {"output": str(output), "bytes": sizes, "keep_float": made.keep_float}
+        click.echo(json.dumps({**facts, "seconds": log.seconds}, indent=1))
+        return
+    for name, data in made.graphs.items():
+        keep = made.keep_float.get(name)
+        floats = "" if keep is None else f"; float: {', '.join(keep) or 'nothing'}"
+        log.say(f"{name}.onnx  {len(data):,} bytes{floats}")
+    log.say(f"\nnext: edgeyolo serve {output}/*.onnx --json device.jsonl, all in turns, in the browser of the device")
+    log.say(f"  or: edgeyolo benchmark {output}/*.onnx --json device.jsonl, on the device, where Python runs")
+    log.say("then: this export with --measured device.jsonl in place of --candidates")
 
 
 def _diagnosis(

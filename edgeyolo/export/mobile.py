@@ -19,7 +19,8 @@ from edgeyolo.export.fpga import AGREEMENT_PICTURES, REPORT_PICTURES, check_raw
 from edgeyolo.export.labels import LabelledSet
 from edgeyolo.export.ledger import Ledger, measure
 from edgeyolo.export.ledger_stages import Stage, float_stages, onnx_heads
-from edgeyolo.export.mobile_choice import Choice, choose, default_choice
+from edgeyolo.export.mobile_candidates import Candidates, make_candidates
+from edgeyolo.export.mobile_choice import Choice, decide, default_choice, measure_here, measured_there, place_of
 from edgeyolo.export.mobile_golden import mobile_golden
 from edgeyolo.export.ort_files import ort_files
 from edgeyolo.export.pictures import PictureSet
@@ -36,6 +37,7 @@ from edgeyolo.mobile import (
     check_host,
     check_shapes,
     choose_provider,
+    host_threads,
     load_mobile,
     sample_file,
     session_facts,
@@ -66,6 +68,8 @@ class MobileRequest:
         int8: how to quantise.
         variant: one of ``VARIANTS`` to be model.onnx; None: what is fast, as far as that is known.
         auto: measure on this machine, and keep float what int8 makes slower.
+        measured: records of the candidates from the device, in place of ``auto``.
+        candidates: write only what is to be measured on a device.
         provider: the execution provider that shall run it; None: the board's first.
         golden: pictures to store with what ONNX Runtime computes for them.
         max_drop: largest loss of int8 that is not an error: of AP with labels, of agreement without.
@@ -76,6 +80,8 @@ class MobileRequest:
     int8: Int8Config
     variant: str | None = None
     auto: bool = False
+    measured: Path | None = None
+    candidates: bool = False
     provider: str | None = None
     golden: int = 1
     max_drop: float | None = None
@@ -88,8 +94,9 @@ class MobileRequest:
         choose_provider(board, options["provider"])
         if options["auto"]:
             check_host(board)
-            if options["precision"] is not None:
-                raise InputError("--auto chooses the precision by measuring", got="--precision", hint="leave one out")
+        ways = ("auto", "measured", "candidates", "precision")
+        if len(given := [f"--{name}" for name in ways if options[name]]) > 1:
+            raise InputError("each of these is another way to choose", got=", ".join(given), hint="keep one of them")
         if options["golden"] < 1:
             raise InputError("a bundle needs golden pictures", where="--golden", got=options["golden"], allowed="1 ...")
         drop = options["max_drop"]
@@ -98,8 +105,8 @@ class MobileRequest:
         keep = tuple(part.strip() for part in options["keep_float"].split(",") if part.strip() not in ("", "none"))
         config = Int8Config(options["method"], keep, *(bool(options[key]) for key in REFINEMENTS))
         return cls(
-            output, board, config, options["precision"], options["auto"], options["provider"], options["golden"], drop,
-            options["force"],
+            output, board, config, options["precision"], options["auto"], options["measured"], options["candidates"],
+            options["provider"], options["golden"], drop, options["force"],
         )  # fmt: skip
 
 
@@ -145,9 +152,7 @@ def export_mobile(
         InputError: the provider wants fixed shapes and the model has others.
     """
     check_free(request.output, force=request.force)
-    check_raw(model)
-    model = in_opset(model, request.board)
-    _check_provider(model, request)
+    model = _ready(model, request)
     choice = _choose(model, pictures, request, log)
     quant = _quantise(model, pictures, replace(request.int8, keep_float=choice.keep_float), log)
     form = request.board.int8_format.upper()
@@ -178,6 +183,33 @@ def export_mobile(
     return MobileResult(quant, choice, ledger, tuple(layers), usable, sizes, facts)
 
 
+def export_candidates(
+    source: Source, model: ir.Model, pictures: PictureSet, request: MobileRequest, log: Log
+) -> Candidates:  # fmt: skip
+    """Write the graphs that ``measured`` will choose from, for another device. Arguments, errors: ``export_mobile``."""
+    check_free(request.output, force=request.force)
+    model = _ready(model, request)
+    with log.stage("candidates") as details, new_folder(request.output, force=request.force) as folder:
+        made = make_candidates(model, pictures, request.board, request.int8.keep_float)
+        made.write(folder)
+        facts = {
+            "tool": f"edgeyolo {__version__}", "target": "mobile-candidates", "profile": asdict(request.board),
+            "source": {"name": source.name, "sha256": source.sha256, "notes": list(source.notes)},
+            "keep_float": {name: list(keep) for name, keep in made.keep_float.items()},
+        }  # fmt: skip
+        write_manifest(folder, facts, read_detector(model))
+        details.append(f"{len(made.graphs)} graphs")
+    return made
+
+
+def _ready(model: ir.Model, request: MobileRequest) -> ir.Model:
+    """The prepared model as the board reads it. Raises what ``export_mobile`` raises."""
+    check_raw(model)
+    model = in_opset(model, request.board)
+    _check_provider(model, request)
+    return model
+
+
 def in_opset(model: ir.Model, board: MobileBoard) -> ir.Model:
     """``model`` in an opset that integers can be written in and that the board's ONNX Runtime reads, with all types.
 
@@ -198,10 +230,18 @@ def _check_provider(model: ir.Model, request: MobileRequest) -> None:
 
 
 def _choose(model: ir.Model, pictures: PictureSet, request: MobileRequest, log: Log) -> Choice:
-    if not request.auto:
-        return default_choice(model, request.int8.keep_float, request.variant, request.board)
+    """By what was measured here or there; without that by what is known."""
+    board, keep = request.board, request.int8.keep_float
+    if not request.auto and request.measured is None:
+        return default_choice(model, keep, request.variant, board)
     with log.stage("measure") as details:
-        choice = choose(model, pictures, request.board, request.int8.keep_float, log)
+        made = make_candidates(model, pictures, board, keep)
+        if request.measured is not None:
+            records = measured_there(made, request.measured)
+            where = place_of(records["fp32"], request.measured)
+        else:
+            records, where = measure_here(made, pictures, host_threads(board), log), "here"
+        choice = decide(records, made.keep_float, where)
         details.append(choice.reason)
     return choice
 
@@ -267,7 +307,12 @@ def _facts(
         "target": "mobile",
         "source": {"name": source.name, "sha256": source.sha256, "notes": list(source.notes)},
         "profile": asdict(request.board),
-        "options": {**asdict(request.int8), "variant": request.variant, "auto": request.auto},
+        "options": {
+            **asdict(request.int8),
+            "variant": request.variant,
+            "auto": request.auto,
+            "measured": request.measured and request.measured.name,
+        },
         "choice": choice.to_json(),
         "session": {**session, "model": shipped},
         "layers": {"int8": sorted(quant.placement.weighted), "float": quant.placement.floats},

@@ -12,6 +12,8 @@ from edgeyolo.detector import Detector
 from edgeyolo.errors import InputError
 
 KINDS = ("auto", "ort", "integer", "engine", "tensorrt")
+OWN_RUNNERS: dict[str, tuple[str, ...]] = {"fpga": ("integer", "engine"), "tensorrt": ("tensorrt",), "mobile": ()}
+"""By the target of a bundle, beside ONNX Runtime."""
 
 
 class Runner(Protocol):
@@ -76,8 +78,9 @@ def _open_bundle(path: Path, runner: str) -> Runner:
 
     bundle = Bundle.open(path)
     target = bundle.manifest["target"]
-    others = {"tensorrt": ("tensorrt",), "mobile": ()}.get(target, ("integer", "engine"))
-    _check(runner, ("auto", "ort", *others), path)
+    if target not in OWN_RUNNERS:
+        raise InputError("nothing runs this as a whole", where=path, got=target, hint="name one of its files")
+    _check(runner, ("auto", "ort", *OWN_RUNNERS[target]), path)
     if runner == "tensorrt":
         from edgeyolo.runners.tensorrt import TensorRTRunner
 
