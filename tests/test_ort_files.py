@@ -157,10 +157,11 @@ def test_what_onnx_runtime_cannot_convert_is_an_input_error() -> None:
 
 
 def test_usability_of_float_and_of_int8() -> None:
-    """Core ML has no quantised operators; a Resize without roi is no dynamic shape."""
+    """Core ML has no quantised operators, XNNPACK no LeakyRelu; a Resize without roi is no dynamic shape."""
     rows = {name: {row.provider: row for row in usability(data).rows} for name, data in MODELS.items()}
     assert [dataclasses.astuple(row) for row in rows["fp32"].values()] == [
-        (name, 3, 3, 1, "YES") for name in ("NNAPI", "CoreML NeuralNetwork", "CoreML MLProgram")
+        *((name, 3, 3, 1, "YES") for name in ("NNAPI", "CoreML NeuralNetwork", "CoreML MLProgram")),
+        ("XNNPACK", 2, 3, 2, "NO"),
     ]
     assert (rows["int8"]["NNAPI"].supported, rows["int8"]["NNAPI"].nodes) == (8, 8)
     assert (rows["int8"]["CoreML MLProgram"].supported, rows["int8"]["CoreML MLProgram"].verdict) == (3, "NO")
@@ -169,7 +170,7 @@ def test_usability_of_float_and_of_int8() -> None:
 def test_the_usability_report_says_what_is_missing() -> None:
     text = usability(MODELS["int8"]).text
     assert "Unsupported ops: ai.onnx:DequantizeLinear,ai.onnx:QuantizeLinear" in text
-    assert "XNNPACK: not checked" in text
+    assert "\nXNNPACK: MAYBE\n" in text and "Unsupported ops: ai.onnx:LeakyRelu\n" in text
     dynamic = usability(model(shape=(1, 3, "height", "width")))
     assert {row.verdict for row in dynamic.rows} == {"NO"}
     assert "Input is not a fixed size tensor" in dynamic.text
