@@ -205,6 +205,20 @@ def test_refinements_are_those_of_the_other_targets():
         assert head_snr(net("residual, activated"), candidate.reference, PICTURES) > 80
 
 
+def test_equalising_sees_what_stands_in_front_of_an_activation():
+    """Two channels are large and negative: LeakyRelu hides them from their readers, not from the scale before it."""
+    gains = np.array([10, 10, 0.5, 0.5, 0.5, 0.5, 10, 10], np.float32)[:, None, None, None]
+    signs = np.array([1, 1, 0, 0, 0, 0, -1, -1], np.float32)[:, None, None, None]
+    mixed, inner = normal(0, 8, 3, 1, 1), normal(1, 8, 1, 3, 3)
+    first = np.where(signs, signs * np.abs(mixed), mixed)
+    arrays = {"a": gains * first, "d": inner / gains, "h": normal(2, 4, 8, 1, 1)}
+    body = "c = Conv(images, a) y = LeakyRelu<alpha=0.01>(c) d1 = Conv<group=8>(y, d) head = Conv(d1, h)"
+    model = build(f"(float[1,3,8,8] images) => (float[1,4,6,6] head) {{ {body} }}", arrays, scale=1 / 255)
+    calm = Int8Config(keep_float=(), correct_bias=False, reconstruct=False)
+    plain, equalised = quantise_mobile(model, PICTURES, calm).candidates
+    assert equalised.name == "equalise" and equalised.head_snr_db > plain.head_snr_db + 8
+
+
 def test_float16(tiny):
     model, seen = tiny_model(tiny)
     half = to_half(model, {})

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from edgeyolo.lower.mobile.insert import insert_integers
 from edgeyolo.lower.mobile.placement import place
-from edgeyolo.lower.mobile.scales import choose_scales
+from edgeyolo.lower.mobile.scales import channel_peaks, choose_scales
 from edgeyolo.lower.tensorrt.quantise import Form, Int8Config, Int8Result, Track, quantise_int8
 from edgeyolo.passes.graph import constant, conv_groups
 from edgeyolo.quant.calibrate import Pixels
@@ -20,7 +20,7 @@ from edgeyolo.quant.plan import conv_roles
 
 WIDE = 32
 """Input channels from which on a convolution multiplies enough to pay for what surrounds its int8 kernel."""
-MOBILE = Form(place, choose_scales, insert_integers)
+MOBILE = Form(place, choose_scales, insert_integers, channel_peaks)
 
 
 def quantise_mobile(

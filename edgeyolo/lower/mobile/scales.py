@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from edgeyolo.lower.mobile.placement import MobilePlacement
 from edgeyolo.lower.tensorrt.insert import Scales
+from edgeyolo.ort import Arrays
 from edgeyolo.passes.graph import constant, read_detector
 from edgeyolo.qtype import QType, TensorQuant
 from edgeyolo.quant.calibrate import Pixels, observe_values
@@ -40,6 +41,15 @@ def choose_scales(model: ir.Model, placement: MobilePlacement, pictures: Iterabl
         quants[first] = pixels(pixel) if first == source else between(low, high, limit)
     acts = {name: quants[first] for name, first in placement.group.items()}
     return Scales(acts, _weights(model, placement, acts, method))
+
+
+def channel_peaks(model: ir.Model, placement: MobilePlacement, pictures: Iterable[Pixels]) -> Arrays:
+    """Largest magnitude per channel (C,) of every value that becomes integers, by name.
+
+    What a convolution makes is among them where its activation is a kernel of its own: behind a LeakyRelu a channel
+    that is mostly negative looks small, but in front of it decides the scale of all others.
+    """
+    return observe_values(model, list(placement.uses), pictures)[1]
 
 
 def pixels(scale: float) -> TensorQuant:

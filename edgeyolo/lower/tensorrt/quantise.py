@@ -17,6 +17,7 @@ from edgeyolo.errors import InputError, UnsupportedError
 from edgeyolo.lower.tensorrt.calibrate import METHODS, choose_scales
 from edgeyolo.lower.tensorrt.insert import Scales, insert_pairs
 from edgeyolo.lower.tensorrt.placement import Placement, place
+from edgeyolo.ort import Arrays
 from edgeyolo.passes.graph import drop_unused, new_initializer
 from edgeyolo.quant.calibrate import Pixels, copy_model, observe
 from edgeyolo.quant.compare import head_snr
@@ -53,16 +54,29 @@ class Int8Config:
             raise InputError("unknown method to choose scales", where="--method", got=self.method, allowed=allowed)
 
 
+def site_peaks(model: ir.Model, _: Placement, pictures: Iterable[Pixels]) -> Arrays:
+    """Largest magnitude per channel (C,) by value name, of what operations make with their activations."""
+    return observe(model, pictures)[1]
+
+
 @dataclass(frozen=True)
 class Form:
-    """How a runtime wants its integers: where they are, their scales, how they stand in the graph."""
+    """How a runtime wants its integers.
+
+    Args:
+        place: where they are, from a graph and the layers that stay float.
+        choose_scales: their scales, as ``calibrate.choose_scales``.
+        insert: how they stand in the graph.
+        peaks: of the values whose channels equalising makes even, as ``site_peaks``.
+    """
 
     place: Callable[[ir.Model, Collection[str]], Any]
     choose_scales: Callable[[ir.Model, Any, Iterable[Pixels], str], Scales]
     insert: Callable[[ir.Model, Any, Scales], ir.Model]
+    peaks: Callable[[ir.Model, Any, Iterable[Pixels]], Arrays]
 
 
-TENSORRT = Form(place, choose_scales, insert_pairs)
+TENSORRT = Form(place, choose_scales, insert_pairs, site_peaks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +142,7 @@ def quantise_int8(
     working = Subset(pictures, frozenset(rest))
     if config.equalise:
         other = copy_model(model)
-        _, peaks = observe(other, track(working, "observing channels"))
+        peaks = form.peaks(other, placement, track(working, "observing channels"))
         if equalise(other, peaks, per_channel=True):
             found.append(scaled("equalise", other))
     if config.reconstruct or config.correct_bias:

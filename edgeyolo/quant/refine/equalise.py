@@ -38,7 +38,7 @@ def equalise(model: ir.Model, peaks: Arrays, per_channel: bool) -> int:
     """Scale the channels of ``model`` in place; returns how many groups of channels may be scaled.
 
     Args:
-        peaks: largest magnitude per channel (C,) by value name, from observe.
+        peaks: largest magnitude per channel (C,) by value name, of the values that become integers.
         per_channel: weights will have one exponent per output channel.
     """
     channels = find_channels(model)
