@@ -46,7 +46,7 @@ def open_session(
     try:
         import onnxruntime as ort
     except ImportError as error:
-        raise InputError("ONNX Runtime is not installed", hint="pip install 'edgeyolo[export]'") from error
+        raise InputError("ONNX Runtime is not installed", hint="pip install 'edgeyolo[onnx]'") from error
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what fails is raised; nothing needs to be printed as well
     options.intra_op_num_threads = threads

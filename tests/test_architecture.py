@@ -6,7 +6,6 @@ import ast
 import re
 import subprocess
 import sys
-from fnmatch import fnmatch
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -87,14 +86,6 @@ MAX_FUNCTION_LINES = 60
 
 WORKPLACE = re.compile(r"(?<![\w.])/(?:work|home|root|Users)/|(?<!\w)[.]library\b|\bfarm[-_ ]bench\b")
 """Somebody's machine. The project speaks only of itself."""
-
-
-PACKAGES = (
-    (ROOT / "edgeyolo", "edgeyolo"),
-    (ROOT / "targets", "edgeyolo.targets"),
-    (ROOT / "calibration", "edgeyolo.calibration"),
-)
-"""Where the modules of the package stand in the checkout."""
 
 
 PACKAGES = (
@@ -325,18 +316,15 @@ PROGRAMS = ("selftest", "bench", "bench-aarch64")
 
 def test_every_data_file_is_in_the_package():
     patterns = _pyproject()["tool"]["setuptools"]["package-data"]
-    packages = {path.parent: m for m, path in MODULES.items() if path.name == "__init__.py"}
+    folders = {m: path.parent for m, path in MODULES.items() if path.name == "__init__.py"}
+    packaged = {path for name in patterns for pattern in patterns[name] for path in folders[name].glob(pattern)}
     built = {".o", ".pyc"}
     forgotten = [
         str(path.relative_to(ROOT))
         for folder, _ in PACKAGES
         for path in folder.rglob("*")
         if path.is_file() and path.suffix not in {".py", *built} and path.name not in (".gitignore", *PROGRAMS)
-        if not any(
-            fnmatch(path.relative_to(parent).as_posix(), pattern)
-            for parent in path.parents
-            for pattern in patterns.get(packages.get(parent, ""), ())
-        )
+        if path not in packaged
     ]
     assert forgotten == []
 

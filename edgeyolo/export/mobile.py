@@ -217,7 +217,7 @@ def in_opset(model: ir.Model, board: MobileBoard) -> ir.Model:
     """
     present = model.graph.opset_imports[""]
     allowed = min(max(present, OLDEST), board.max_opset)
-    return with_types(model if present == allowed else with_opset(model, allowed))
+    return with_types(with_opset(model, allowed))
 
 
 def _check_provider(model: ir.Model, request: MobileRequest) -> None:
