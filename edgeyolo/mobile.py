@@ -38,6 +38,7 @@ class MobileBoard:
         int8_format: one of ``INT8_FORMATS``: what its int8 kernels compute fast and without saturation.
         int8_reason: one sentence for people: why this format, and the source.
         slow_int8: kinds of layers with which int8 was measured to be slower than float32 on such processors.
+        channel_block: convolutions get whole blocks of so many channels, filled up with zeros; 1: as they are.
         fp16_kernels: 1 where ONNX Runtime's CPU provider has float16 arithmetic; 0: it converts to float32 and back.
         threads: intra-op threads, usually the big cores; 0 for one a physical core.
         spinning: 1: idle threads wait at full load, 0: they sleep (batteries).
@@ -54,6 +55,7 @@ class MobileBoard:
     int8_format: str
     int8_reason: str
     slow_int8: tuple[str, ...]
+    channel_block: int
     fp16_kernels: int
     threads: int
     spinning: int
@@ -70,6 +72,7 @@ _RULES: dict[str, Rule] = {
     "int8_format": INT8_FORMATS,
     "int8_reason": re.compile(r"\S[^\n]{10,400}\."),
     "slow_int8": ("depthwise",),
+    "channel_block": range(1, 65),
     "fp16_kernels": range(2),
     "threads": range(65),
     "spinning": range(2),

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from tensorrt_graphs import PICTURES, graph
 from test_bench_records import record
@@ -23,7 +24,7 @@ from edgeyolo.export.mobile_candidates import Candidates, make_candidates
 from edgeyolo.export.mobile_choice import Choice, decide, default_choice, measure_here, measured_there
 from edgeyolo.export.pictures import PictureSet
 from edgeyolo.mobile import load_mobile
-from edgeyolo.passes.graph import read_detector
+from edgeyolo.passes.graph import constant, read_detector
 from edgeyolo.progress import Log
 
 BOARD = "x86-vnni"
@@ -155,7 +156,11 @@ def command(tiny: Tiny) -> list[object]:
 def test_auto_measures_and_says_what(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgeyolo.export.mobile_choice.PLAN", Plan(0, 1, 0))
     succeed(*command(tiny), "--auto", "--board", BOARD, "-o", tmp_path / "out")
-    choice = json.loads((tmp_path / "out/manifest.json").read_text("utf-8"))["choice"]
+    facts = json.loads((tmp_path / "out/manifest.json").read_text("utf-8"))
+    choice, widened = facts["choice"], facts["ledger"]["parity"][-1]
+    assert widened["stage"] == "widened" and widened["max_abs_difference"] < 1e-4 and widened["pictures"]
+    convs = [node for node in ir.load(tmp_path / "out/fp32.onnx").graph if node.op_type == "Conv"]
+    assert [len(constant(node.inputs[1])) % 16 for node in convs].count(0) >= 5, "the board has blocks of 16 channels"
     assert {name.split()[0] for name in choice["total_ms"]} >= {"fp32", "fp16", "int8", "int8-1"}
     assert all(ms > 0 for ms in choice["total_ms"].values()) and "ms" in choice["reason"]
     assert len((tmp_path / "out/measured.jsonl").read_text().splitlines()) == len(choice["total_ms"])

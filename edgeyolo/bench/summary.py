@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeyolo.bench.contender import WAITING, Block, Contender, pinned
+from edgeyolo.bench.contender import ENVIRONMENT, Block, Contender, pinned
 from edgeyolo.bench.contenders import full_name
 from edgeyolo.bench.machine import machine_facts
 from edgeyolo.bench.record import STAGES, RunRecord
@@ -72,7 +72,7 @@ def summary(
         first = next((m for m in alike if m.blocks and not m.failed), alike[0])
         status = "failed" if measured.failed else "stopped" if stopped else "ok"
         own: dict[str, Any] = {"status": status, "ratio": _ratio(contender, measured, first)}
-        own["machine"] = {**shared["machine"], "pinned": pinned(contender.threads), **WAITING}
+        own["machine"] = {**shared["machine"], "pinned": pinned(contender.threads), **ENVIRONMENT}
         records.append(_record(contender, measured, {**shared, **own}))
     return records
 

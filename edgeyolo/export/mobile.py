@@ -24,7 +24,7 @@ from edgeyolo.export.mobile_choice import Choice, decide, default_choice, measur
 from edgeyolo.export.mobile_golden import mobile_golden
 from edgeyolo.export.ort_files import ort_files
 from edgeyolo.export.pictures import PictureSet
-from edgeyolo.export.prepare import Parity, Stages
+from edgeyolo.export.prepare import PARITY_PICTURES, Parity, Stages, parity
 from edgeyolo.export.usability import Usability, usability
 from edgeyolo.frontend import Source
 from edgeyolo.lower.mobile.formats import encode
@@ -46,8 +46,9 @@ from edgeyolo.ort import model_bytes
 from edgeyolo.output import check_free, new_folder
 from edgeyolo.passes.graph import read_detector, with_types
 from edgeyolo.passes.opset import OLDEST, with_opset
+from edgeyolo.passes.widen import widen
 from edgeyolo.progress import Log
-from edgeyolo.quant.calibrate import peak_values
+from edgeyolo.quant.calibrate import copy_model, peak_values
 from edgeyolo.quant.compare import LayerReport, compare_layers
 
 VARIANTS = ("int8", "fp16", "fp32")
@@ -152,7 +153,7 @@ def export_mobile(
         InputError: the provider wants fixed shapes and the model has others.
     """
     check_free(request.output, force=request.force)
-    model = _ready(model, request)
+    model = _ready(model, pictures, request, parities, log)
     choice = _choose(model, pictures, request, log)
     quant = _quantise(model, pictures, replace(request.int8, keep_float=choice.keep_float), log)
     form = request.board.int8_format.upper()
@@ -188,7 +189,7 @@ def export_candidates(
 ) -> Candidates:  # fmt: skip
     """Write the graphs that ``measured`` will choose from, for another device. Arguments, errors: ``export_mobile``."""
     check_free(request.output, force=request.force)
-    model = _ready(model, request)
+    model = _ready(model, pictures, request, [], log)
     with log.stage("candidates") as details, new_folder(request.output, force=request.force) as folder:
         made = make_candidates(model, pictures, request.board, request.int8.keep_float)
         made.write(folder)
@@ -202,12 +203,22 @@ def export_candidates(
     return made
 
 
-def _ready(model: ir.Model, request: MobileRequest) -> ir.Model:
-    """The prepared model as the board reads it. Raises what ``export_mobile`` raises."""
+def _ready(
+    model: ir.Model, pictures: PictureSet, request: MobileRequest, parities: list[Parity], log: Log
+) -> ir.Model:  # fmt: skip
+    """The prepared model as the board reads it; adds to ``parities``. Raises what ``export_mobile`` raises."""
     check_raw(model)
     model = in_opset(model, request.board)
     _check_provider(model, request)
-    return model
+    if request.board.channel_block == 1:
+        return model
+    with log.stage("widen") as details:
+        wide = copy_model(model)
+        count = widen(wide, request.board.channel_block)
+        wide = with_types(wide)
+        parities.append(parity("widened", model, wide, list(pictures.spread(PARITY_PICTURES))))
+        details += [f"{count} convolutions in blocks of {request.board.channel_block} channels", parities[-1].text]
+    return wide
 
 
 def in_opset(model: ir.Model, board: MobileBoard) -> ir.Model:

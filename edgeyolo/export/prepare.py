@@ -31,6 +31,12 @@ class Parity:
     max_abs_difference: float
     pictures: int
 
+    @property
+    def text(self) -> str:
+        """For people."""
+        where = f"{self.pictures} pictures" if self.pictures else "noise, no pictures given"
+        return f"heads differ by at most {self.max_abs_difference:.1e} ({where})"
+
 
 class Stages:
     """Keeps the model after every stage by its name, and writes it into a folder where there is one."""
@@ -67,7 +73,7 @@ def prepare(
         fold(folded)
         drop_unused(folded)
         parities.append(parity("folded", model, folded, pictures))
-        details += [f"{fold.folded} folded", *fold.declined, _text(parities[-1])]
+        details += [f"{fold.folded} folded", *fold.declined, parities[-1].text]
     stages.save("20-folded", folded)
     if not simplified:
         MergePadPool()(folded)
@@ -77,7 +83,7 @@ def prepare(
         MergePadPool()(simple)
         parities.append(parity("simplified", folded, simple, pictures))
         before, after = (sum(count_nodes(m).values()) for m in (folded, simple))
-        details += [f"{before} -> {after} nodes", _text(parities[-1])]
+        details += [f"{before} -> {after} nodes", parities[-1].text]
     stages.save("30-simplified", simple)
     return simple, parities
 
@@ -96,8 +102,3 @@ def _noise(preprocess: Preprocess) -> Iterable[Pixels]:
     generator = np.random.default_rng(0)
     shape = (preprocess.channels, preprocess.height, preprocess.width)
     return [generator.integers(0, 256, shape, dtype=np.uint8)]
-
-
-def _text(result: Parity) -> str:
-    where = f"{result.pictures} pictures" if result.pictures else "noise, no pictures given"
-    return f"heads differ by at most {result.max_abs_difference:.1e} ({where})"

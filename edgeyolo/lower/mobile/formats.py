@@ -4,8 +4,10 @@
     U8S8    uint8 activations, int8 weights    x86 with VNNI
     U8U8    uint8 activations, uint8 weights   x86 without VNNI: U8S8 kernels add two products in 16 bits, and saturate
 
-Unsigned codes are the signed ones plus 128, zero points too, so all three compute the same. On x86 ONNX Runtime has no
-kernels for int8 activations: it makes some of them unsigned when it loads S8S8, and the layers between stay float.
+Unsigned codes are the signed ones plus 128, zero points too, so all three compute the same; but for LeakyRelu, which
+leaky.py writes in another way for unsigned ones, a code in thousands may be rounded the other way. On x86 ONNX
+Runtime has no kernels for int8 activations: it makes some of them unsigned when it loads S8S8, and the layers between
+stay float.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeyolo.errors import InputError
+from edgeyolo.lower.mobile.leaky import split_leaky
 from edgeyolo.passes.graph import constant, drop_unused, new_initializer
 from edgeyolo.quant.calibrate import copy_model
 
@@ -48,7 +51,11 @@ def encode(model: ir.Model, form: str) -> ir.Model:
                 recode(node, index, dtype)
             if node.op_type == "QuantizeLinear":
                 node.outputs[0].type = ir.TensorType(ir.DataType.from_numpy(dtype))
+        if node.op_type == "Clip":  # of codes, behind split_leaky
+            recode(node, 1, activations)
     drop_unused(copy)
+    if activations == np.uint8:
+        split_leaky(copy)
     return copy
 
 

@@ -18,8 +18,11 @@ from edgeyolo.passes.graph import constant, conv_groups
 from edgeyolo.quant.calibrate import Pixels
 from edgeyolo.quant.plan import conv_roles
 
-WIDE = 32
-"""Input channels from which on a convolution multiplies enough to pay for what surrounds its int8 kernel."""
+WIDE = (17, 32)
+"""Channels that a convolution makes, or reads, from which on its int8 kernel may pay for what surrounds it.
+
+Float kernels for x86 fill up to 16 results with zeros, and int8 kernels with fewer than 16 are not the fast ones.
+"""
 MOBILE = Form(place, choose_scales, insert_integers, channel_peaks)
 
 
@@ -45,13 +48,15 @@ def candidates(model: ir.Model) -> dict[tuple[str, ...], str]:
     }
     if any("depthwise" in played for played in conv_roles(model).values()):
         found["head", "depthwise"] = "depthwise layers multiply little for every value that they convert"
-    if narrow := _leading(model):
-        found[("head", *narrow)] = f"no layer up to there has {WIDE} input channels, and pictures are still large there"
+    for side, what in enumerate(("makes", "reads")):
+        if narrow := _leading(model, side):
+            reason = f"no layer up to there {what} {WIDE[side]} channels, and pictures are still large there"
+            found.setdefault(("head", *narrow), reason)
     return found
 
 
-def _leading(model: ir.Model) -> list[str]:
-    """Patterns for the layers in front of the first dense one with WIDE input channels; none where there is no such.
+def _leading(model: ir.Model, side: int) -> list[str]:
+    """Patterns for the layers in front of the first dense one with WIDE output (0) or input (1) channels, if any.
 
     Heads do not count: ``head`` means them.
     """
@@ -60,7 +65,7 @@ def _leading(model: ir.Model) -> list[str]:
         weight = constant(node.inputs[1]) if node.op_type == "Conv" else None
         if weight is None or "head" in roles[str(node.name)]:
             continue
-        if conv_groups(node) == 1 and weight.shape[1] >= WIDE:
+        if conv_groups(node) == 1 and weight.shape[side] >= WIDE[side]:
             return names
         names.append(glob.escape(str(node.name)))
     return []
