@@ -43,6 +43,7 @@ RUNS = (
     (".onnx", ("ort", "openvino", "ncnn", "opencv")),
     ("-fpga8", ("ort", "openvino", "engine")),
     ("-trt8", ("ort",)),
+    ("-mobile8/int8.onnx", ("ort", "openvino")),
     ("-static8.onnx", ("ort",)),
     (".tflite", ("litert",)),
 )
@@ -96,6 +97,14 @@ def find_model(word: str, work: Path) -> Path:
     return cfg if weights.is_file() else write(word, work)[0]
 
 
+def host_board() -> str:
+    """The board of the mobile target that is most like this machine."""
+    facts = machine_facts()
+    if facts["machine"] != "x86_64":
+        return "raspberry-pi-5"
+    return "x86-vnni" if any("vnni" in flag for flag in facts["cpu_flags"]) else "x86-avx2"
+
+
 def exports(cfg: Path, options: Options) -> list[Export]:
     """All ways that suit a model; whoever reads ``.onnx`` comes after it is made."""
     name, work = cfg.stem, options.work
@@ -106,6 +115,7 @@ def exports(cfg: Path, options: Options) -> list[Export]:
     peer_calib = ["--calib", options.calib, *(word.replace("--calib-limit", "--limit") for word in limit)]
     onnx = str(work / f"{name}.onnx")
     fpga = [*ours, "--target", "fpga", "--bits", "8", *calib]
+    mobile = [*ours, "--target", "mobile", "--board", host_board(), "--auto", *calib]
     tensorrt = [*ours, "--target", "tensorrt", "--board", "gpu", "--no-accept", *calib]
     found = [Export("edgeyolo onnx", ".onnx", [*ours, "--target", "onnx", "-o"])]
     if sum(layer.macs for layer in describe_darknet(cfg).layers) <= LARGE_MACS:
@@ -113,6 +123,7 @@ def exports(cfg: Path, options: Options) -> list[Export]:
             Export("edgeyolo fpga, 8 bits", "-fpga8", [*fpga, "-o"]),
             Export("edgeyolo fpga, 8 bits, --recipe fast", "-fpga8-fast", [*fpga, "--recipe", "fast", "-o"]),
             Export("edgeyolo tensorrt, 8 bits", "-trt8", [*tensorrt, "-o"]),
+            Export("edgeyolo mobile, 8 bits, --auto", "-mobile8", [*mobile, "-o"]),
         ]
     litert = [options.litert_python, str(HERE / "convert.py")]
     return [

@@ -28,6 +28,7 @@ RESULTS = HERE / "results"
 KINDS = {
     "-fpga8": "8 bits, ours for fpga",
     "-trt8": "8 bits, ours for tensorrt",
+    "-mobile8/int8": "8 bits, ours for mobile",
     "-static8": "8 bits, ORT's quantize_static",
     "": "float32",
 }
@@ -102,7 +103,11 @@ def losses(records: Sequence[RunRecord]) -> str:
     said = []
     for model in dict.fromkeys(parts(record)[0] for record in records):
         of_model = [r for r in records if parts(r)[0] == model and r.threads == 1 and r.ms]
-        own = [r for r in of_model if parts(r)[1] in ("-fpga8", "-trt8") and r.backend in ("ort", "engine")]
+        own = [
+            r
+            for r in of_model
+            if parts(r)[1] in ("-fpga8", "-trt8", "-mobile8/int8") and r.backend in ("ort", "engine")
+        ]
         first = of_model[0]  # float32 in ONNX Runtime: our export too
         own = [first, *own]
         others = [r for r in of_model if r not in own and r.setting == first.setting]

@@ -31,6 +31,7 @@ def rows() -> list:
         record("a", model=f"{name}.onnx"),
         record("b", 0.5, model=f"{name}.onnx", backend="openvino", ratio=ratio),
         record("c", 2.0, model=f"{name}-fpga8", backend="engine", ratio=slow),
+        record("m", 0.4, model=f"{name}-mobile8/int8.onnx", ratio=ratio),
         record("d", model=f"{name}.tflite", backend="litert", status="failed", reason="no | such\nthing", ms={}),
         record("e", model="digits.onnx", run="r2"),
     ]
@@ -40,13 +41,14 @@ def test_tables_show_the_last_run_and_say_who_is_faster():
     import readme_table
 
     found = readme_table.latest(rows())
-    assert [r.contender for r in found] == ["a", "b", "c", "d", "e"]
+    assert [r.contender for r in found] == ["a", "b", "c", "m", "d", "e"]
     table = readme_table.latency_table(found)
     lines = table.splitlines()
     assert lines[2].startswith("| yolo-fastest-1.1 | float32 | ONNX Runtime | 1 | 2.00 |")
     assert "| OpenVINO | 1 | 1.00 |" in lines[3] and "0.50 [0.40, 0.60]" in lines[3]
-    assert "8 bits, ours for fpga | our C99 engine" in lines[4] and "failed: no \\| such" in lines[5]
-    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines[:7]}) == 1
+    assert "8 bits, ours for fpga | our C99 engine" in lines[4] and "failed: no \\| such" in lines[6]
+    assert "| 8 bits, ours for mobile | ONNX Runtime |" in lines[5]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines[:8]}) == 1
     assert "Score > 0.25" in lines[-1] and "2026-01-01" in lines[-1]
     said = readme_table.losses(found)
     assert "    - ONNX Runtime (float32) takes longer than OpenVINO (float32) 2.00 [2.00, 2.00]\n" in said
