@@ -105,6 +105,21 @@ def load_image(path: Path) -> Pixels:
     return _guarded(path, _pixels)
 
 
+def load_images(paths: Iterable[Path], where: Path) -> Iterator[Pixels]:
+    """Decode one picture after the other, as ``load_image`` does.
+
+    Raises InputError behind the last one, which names those that do not decode.
+    """
+    broken = []
+    for path in paths:
+        try:
+            yield load_image(path)
+        except InputError as error:
+            broken.append(f"{path.name}: {error.what}")
+    if broken:
+        raise InputError("pictures that do not decode", where=where, got="; ".join(broken[:5]), hint="remove them")
+
+
 def image_size(path: Path) -> Size:
     """(width, height) of the upright picture, from its header; whether the rest decodes is found out later.
 

@@ -2,6 +2,7 @@
 import { nms } from "./nms.js";
 import { toInput, toPixels } from "./pixels.js";
 import { decode, suppress } from "./postprocess.js";
+import { roundBounds } from "./frame.js";
 import { verdict } from "./golden.js";
 
 const cases = await (await fetch("cases.json")).json();
@@ -27,4 +28,6 @@ const verdicts = cases.verdicts.map(({ db, different, boxes, least, share }) => 
   return verdict([{ db: db.map(Number), different, boxes }], least, share).good;
 });
 
-await fetch("report", { method: "POST", body: JSON.stringify({ kept, found, pixels, verdicts }) });
+const rounds = cases.rounds.map(({ frames, medians }) => roundBounds(frames, medians));
+
+await fetch("report", { method: "POST", body: JSON.stringify({ kept, found, pixels, verdicts, rounds }) });

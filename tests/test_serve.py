@@ -30,8 +30,11 @@ from edgeyolo.serve.ortweb import BACKENDS
 from edgeyolo.serve.served import _numbers, served_models
 from edgeyolo.serve.server import MAX_UPLOAD
 
-ROW = [1.0, 20.0, 0.5, 0.25, 21.75, 9, 3]
-"""One frame as the page reports it."""
+ROW = [0, 0, 1.0, 20.0, 0.5, 0.25, 21.75, 9, 3]
+"""One frame as the page reports it: of the run's first model, in the first round."""
+BEGIN = {"models": [0], "source": "golden", "backend": "wasm", "threads": 2, "system": "Phone", "device": "",
+         "machine": {"cpus": 8, "gpu": None}}  # fmt: skip
+"""What a page chooses."""
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +58,7 @@ def here(parts: dict[str, object], tmp_path: Path):
 def begin(here: Site, **changes: object) -> tuple[int, dict[str, object]]:
     """Open a page and start a run."""
     session = here.post("open", {})[1]["session"]
-    data = {"session": session, "model": 0, "backend": "wasm", "threads": 2, "device": "Phone",
-            "machine": {"cpus": 8, "gpu": None}}  # fmt: skip
-    status, answer = here.post("start", data | changes)
+    status, answer = here.post("start", {"session": session, **BEGIN, **changes})
     return status, {"session": session, **answer}
 
 
@@ -66,12 +67,12 @@ def begin(here: Site, **changes: object) -> tuple[int, dict[str, object]]:
 
 def test_a_measurement_becomes_a_record_whose_figures_the_server_makes(here, parts):
     run = begin(here)[1]["run"]
-    assert here.report(run, [ROW] * 3, load_ms=5)[0] == 200
+    assert here.report(run, [ROW] * 3, outcomes=[{"load_ms": 5}])[0] == 200
     assert here.report(run, [ROW] * 3)[0] == 200  # the page got no answer, so it sends them again
-    status, answer = here.report(run, [ROW, [*ROW[:4], 99.75, 9, 3]], first=2, status="ok")
+    status, answer = here.report(run, [ROW, [*ROW[:6], 99.75, 9, 3]], first=2, status="ok")
     assert status == 200
     (record,) = read_records(here.results)
-    assert json.loads(record.to_line()) == answer["record"]
+    assert [json.loads(record.to_line())] == answer["records"]
     assert (record.status, record.frames, record.load_ms, record.backend) == ("ok", 4, 5, "ort-web wasm")
     assert record.model == "tiny.onnx" and record.model_sha256 == parts["models"][0].sha256
     assert record.ms["total"]["p50"] == 21.75 and record.ms["total"]["mean"] == pytest.approx(41.25)
@@ -85,6 +86,7 @@ def test_every_answer_isolates_the_page_and_lets_nothing_in_from_elsewhere(here)
         assert headers["Cross-Origin-Opener-Policy"] == "same-origin", path
         assert headers["Cross-Origin-Embedder-Policy"] == "require-corp"
         assert "default-src 'none'" in headers["Content-Security-Policy"]
+        assert "camera=(self)" in headers["Permissions-Policy"]
         assert "unsafe-inline" not in headers["Content-Security-Policy"]
     assert here.get("runtime/ort.wasm.min.mjs")[1] == b"runtime"
 
@@ -187,15 +189,15 @@ def test_whatever_ends_a_run_keeps_its_frames(here, how):
     if how == "close":
         here.desk.close()
     else:
-        begun = {"model": 0, "backend": "wasm", "threads": 1, "device": "Phone", "machine": {}}
-        assert here.post(how, {"session": page["session"], **begun})[0] == 200
+        assert here.post(how, {"session": page["session"], **BEGIN})[0] == 200
     (record,) = read_records(here.results)
     assert (record.status, record.frames) == ("stopped", 2)
 
 
 def test_a_wrong_golden_result_is_a_failed_record(here):
     run = begin(here)[1]["run"]
-    here.report(run, [], golden="heads within 3 dB", status="failed", reason="golden data")
+    outcomes = [{"golden": "heads within 3 dB", "failed": "golden data"}]
+    here.report(run, [], outcomes=outcomes, status="failed", reason="golden data")
     (record,) = read_records(here.results)
     assert (record.status, record.reason, record.frames) == ("failed", "golden data", 0)
     assert record.machine["golden"] == "heads within 3 dB"
@@ -207,8 +209,11 @@ def test_a_wrong_golden_result_is_a_failed_record(here):
 @pytest.mark.parametrize(
     "change",
     [
-        {"model": 7}, {"model": "0"}, {"model": -1}, {"backend": "cuda"}, {"threads": 0}, {"threads": True},
-        {"device": "x" * 301}, {"device": "\x1b[31m"}, {"session": "unknown"}, {"machine": []},
+        {"models": [7]}, {"models": ["0"]}, {"models": [-1]}, {"models": []}, {"models": [0, 0]}, {"models": [True]},
+        {"models": 0}, {"backend": "cuda"}, {"backend": ["wasm"]}, {"source": "screen"}, {"source": None},
+        {"threads": 0}, {"threads": True},
+        {"system": "x" * 301}, {"system": "\x1b[31m"}, {"device": "x" * 61}, {"device": "\u202eenohp"}, {"device": 7},
+        {"session": "unknown"}, {"machine": []},
         {"machine": {"a": [1]}}, {"machine": {str(i): i for i in range(99)}}, {"machine": {"a": float("nan")}},
         {"machine": {"a": 10**400}}, {"machine": {"a\nb": 1}},
     ],
@@ -222,9 +227,12 @@ def test_a_start_that_is_not_one_is_refused(here, change):
     "report",
     [
         {"frames": [ROW[:-1]]}, {"frames": ["ROW"]}, {"frames": {}}, {"frames": [[*ROW[:-1], float("inf")]]},
-        {"frames": [[*ROW[:-1], 10**400]]}, {"first_ms": 10**400}, {"first": 10**400},
+        {"frames": [[*ROW[:-1], 10**400]]}, {"outcomes": [{"first_ms": 10**400}]}, {"first": 10**400},
         {"frames": [[*ROW[:-1], "3"]]}, {"frames": [[*ROW[:-1], -1]]}, {"status": "fine"}, {"status": []},
-        {"load_ms": "fast"}, {"golden": 7}, {"version": "x" * 301}, {"frames": [ROW] * 20_001},
+        {"outcomes": [{"load_ms": "fast"}]}, {"outcomes": [{"golden": 7}]}, {"outcomes": [{}, {}]}, {"outcomes": [1]},
+        {"outcomes": {}}, {"version": "x" * 301}, {"frames": [[1, *ROW[1:]]]}, {"frames": [[0, 2, *ROW[2:]]]},
+        {"frames": [[0, 0.5, *ROW[2:]]]}, {"frames": [[0, 1, *ROW[2:]], ROW]}, {"frames": [[-1, *ROW[1:]]]},
+        {"frames": [ROW] * 20_001},
         {"run": "another"}, {"run": None}, {"first": 2, "frames": [ROW]}, {"first": None},
     ],
 )  # fmt: skip
@@ -331,8 +339,7 @@ def test_the_command_ends_cleanly_and_prints_what_came_in(parts, tiny, tmp_path)
         assert url.startswith("http://127.0.0.1:")
         here = Site(None, None, tmp_path / "r.jsonl")
         ask = lambda path, data: json.loads(here.ask(url + path, json.dumps(data).encode())[1])  # noqa: E731
-        data = {"session": ask("open", {})["session"], "model": 0, "backend": "wasm", "threads": 1}
-        run = ask("start", {**data, "device": "Phone", "machine": {}})["run"]
+        run = ask("start", {**BEGIN, "session": ask("open", {})["session"]})["run"]
         ask("report", {"run": run, "first": 0, "frames": [ROW]})
         process.send_signal(signal.SIGTERM)  # as Ctrl-C
         out, err = process.communicate(timeout=30)

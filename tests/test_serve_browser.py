@@ -5,13 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import signal
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
@@ -20,7 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from phone_site import Site, site, tiny_models
+from phone_browser import PLAIN, browsing, extend, hurry, needs_browser, patch, probe, visit, wait_for, written
+from phone_site import site, tiny_models
 from tiny_models import Tiny, succeed
 
 from edgeyolo.bench.record import read_records
@@ -33,41 +29,7 @@ from edgeyolo.serve.desk import GONE
 from edgeyolo.serve.ortweb import BACKENDS, VERSION, find_runtime
 from edgeyolo.serve.server import TYPES
 
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-         "--disable-background-networking", "--disable-component-update")  # fmt: skip
-SECONDS = 90
-"""How long a browser may take on a machine with other work."""
-PLAIN = "phone.test"
-"""A name whose pages are not secure to a browser when they come over http, as a LAN address is."""
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
-
-
-@contextmanager
-def browsing(url: str, profile: Path) -> Iterator[None]:
-    """Have the page open until the block ends."""
-    assert CHROMIUM is not None
-    rules = f"--host-resolver-rules=MAP {PLAIN} 127.0.0.1"
-    call = [CHROMIUM, *FLAGS, rules, f"--user-data-dir={profile}", url]
-    process = subprocess.Popen(
-        call, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
-        yield
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(20)
-
-
-def wait_for(condition: Callable[[], Any], what: str) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"no {what} after {SECONDS} s"
-        time.sleep(0.05)
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")
@@ -95,32 +57,12 @@ class Asked(dict[str, Any]):
         return super().get(path, default)
 
 
-def visit(here: Site, query: str, folder: Path, host: str = "127.0.0.1") -> Any:
-    """Open the page, wait for a record, return it."""
-    with browsing(here.url.replace("127.0.0.1", host) + query, folder / "profile"):
-        wait_for(lambda: written(here), f"record; the server said {here.lines}")
-    return read_records(here.results)[-1]
-
-
-def hurry(here: Site) -> None:
-    """Let pages warm up for a moment only, and report so often that a short run has many reports."""
-    for name in ("page.js", "worker.js"):
-        kind, body = here.server.bodies[name]
-        body = body.replace(b"WARMUP_MS = 10000;", b"WARMUP_MS = 100;").replace(b"TELL_MS = 1000;", b"TELL_MS = 50;")
-        here.server.bodies[name] = (kind, body.replace(b"TELL_MS = 250;", b"TELL_MS = 50;"))
-
-
-def written(here: Site) -> bool:
-    """Whether a record is in the results file."""
-    return here.results.exists() and here.results.read_text().endswith("\n")
-
-
 def test_the_page_measures_and_its_record_is_in_the_results_file(parts, tmp_path):
     with site(**parts, results=tmp_path / "r.jsonl") as here:
         report = here.server.posts["report"]
         here.server.posts["report"] = lambda data: time.sleep(0.3) or report(data)  # frames come in meanwhile
         here.server.bodies = asked = Asked(here.server.bodies)
-        record = visit(here, "?auto=1&backend=wasm&threads=2&frames=60", tmp_path)
+        (record,) = visit(here, "?auto=1&backend=wasm&threads=2&frames=60", tmp_path)
     assert (record.status, record.reason, record.frames) == ("ok", None, 60), record
     threads = min(2, len(os.sched_getaffinity(0)))  # a browser offers no more than it may use itself
     assert (record.backend, record.threads, record.pictures) == ("ort-web wasm", threads, len(parts["photos"]))
@@ -137,11 +79,29 @@ def test_the_page_measures_and_its_record_is_in_the_results_file(parts, tmp_path
     assert {f"runtime/{name}" for name in BACKENDS["wasm"]} <= set(early), asked.paths
 
 
-def test_a_page_over_plain_http_measures_with_one_thread(parts, tmp_path):
+AGAIN = b"""
+new MutationObserver(async () => {
+  const [choice, note] = [element("sources"), element("nocamera")];
+  const body = JSON.stringify({ hidden: choice.offsetParent === null, note: note.offsetParent && note.textContent });
+  await fetch("probe", { method: "POST", body });
+  if (wanted.has("device")) location = "?auto=1&frames=3";
+}).observe(document.documentElement, { attributeFilter: ["data-end"] });
+"""
+"""Tells whether there was a choice of a camera, and comes back without a name in the address."""
+
+
+def test_a_page_over_plain_http_has_one_thread_and_no_camera_and_remembers_its_name(parts, tmp_path):
+    told: dict[str, Any] = {}
     with site(**parts, results=tmp_path / "r.jsonl") as here:
-        record = visit(here, "?auto=1&threads=2&frames=3", tmp_path, PLAIN)
-    assert (record.status, record.threads) == ("ok", 1), record
-    assert record.machine["secure_context"] is False and record.machine["gpu"] is None
+        hurry(here)
+        extend(here, "page.js", AGAIN)
+        here.server.posts["probe"] = lambda data: told.update(data) or {}
+        query = "?auto=1&threads=2&frames=3&source=camera&device=Zo%C3%AB%27s%20phone"
+        records = visit(here, query, tmp_path, PLAIN, count=2)
+    assert [(record.status, record.threads) for record in records] == [("ok", 1)] * 2, records
+    assert records[0].machine["secure_context"] is False and records[0].machine["gpu"] is None
+    assert told["hidden"] and told["note"].startswith("No camera: ")
+    assert [record.contender for record in records] == ["tiny.onnx ort-web wasm x1 on Zo\u00eb's phone"] * 2
 
 
 def test_a_phone_that_was_offline_delivers_all_of_its_frames_as_another_run(parts, tmp_path):
@@ -159,56 +119,28 @@ def test_a_phone_that_was_offline_delivers_all_of_its_frames_as_another_run(part
 
         here.server.posts["report"] = then_silent
         hurry(here)
-        with browsing(here.url + "?auto=1&frames=60", tmp_path / "profile"):
+        patch(here, b"MOST_ROWS = 5000;", b"MOST_ROWS = 50;")  # so that they come back in several reports
+        with browsing(here.url + "?auto=1&frames=300", tmp_path / "profile"):
             wait_for(lambda: len(here.desk.records) == 2, f"second record; the server said {here.lines}")
         first, second = read_records(here.results)
-    assert (first.status, first.reason) == ("stopped", GONE) and 0 < first.frames < 60
-    assert (second.status, second.frames) == ("ok", 60) and second.run != first.run
+    assert (first.status, first.reason) == ("stopped", GONE) and 0 < first.frames < 300
+    assert (second.status, second.frames) == ("ok", 300) and second.run != first.run
     assert second.totals_ms[: first.frames] == first.totals_ms and second.load_ms == first.load_ms
 
 
-LEAVE = b"""
-setInterval(() => { if (current?.frames.length > 50) location = "about:blank"; }, 20);
-"""
-"""Goes elsewhere while it measures."""
-
-
-def test_a_page_that_is_left_delivers_its_last_frames_first(parts, tmp_path):
-    with site(**parts, results=tmp_path / "r.jsonl") as here:
-        hurry(here)
-        report = here.server.posts["report"]
-        here.server.posts["report"] = lambda data: (data.get("status") and time.sleep(0.5)) or report(data)
-        kind, body = here.server.bodies["page.js"]
-        here.server.bodies["page.js"] = (kind, body + LEAVE)
-        record = visit(here, "?auto=1&frames=10000", tmp_path)
-    assert record.status == "stopped" and record.frames > 50, record
-    assert record.reason.startswith("the page"), record.reason
-    assert len(here.desk.records) == 1 and not any("left after" in line for line in here.lines), here.lines
-
-
-PROBE = b"""
-new MutationObserver(() => {
-  const shown = element("golden");
-  post("probe", { text: shown.textContent, color: getComputedStyle(shown).color, state: element("state").textContent });
-}).observe(document.documentElement, { attributeFilter: ["data-end"] });
-"""
-"""Tells what the page shows when it has ended."""
-
-
 def test_wrong_results_are_shown_in_red_and_recorded_as_failed(parts, tmp_path):
-    golden, shown = parts["golden"][0], {}
+    golden = parts["golden"][0]
     spoilt = [replace(one, heads=[head * np.float32(1.01) for head in one.heads]) for one in golden]
     with site(**{**parts, "golden": [spoilt]}, results=tmp_path / "r.jsonl") as here:
-        kind, body = here.server.bodies["page.js"]
-        here.server.bodies["page.js"] = (kind, body + PROBE)
-        here.server.posts["probe"] = lambda data: shown.update(data) or {}
+        shown = probe(here)
         with browsing(here.url + "?auto=1&frames=3", tmp_path / "profile"):
             wait_for(lambda: shown, f"page that has ended; the server said {here.lines}")
         (record,) = read_records(here.results)
     assert record.status == "failed" and record.reason.startswith("golden data: heads agree to 40."), record.reason
     assert record.frames == 0
-    red, green, blue = map(int, re.findall(r"\d+", shown["color"])[:3])
-    assert red > 2 * max(green, blue) and "Wrong results" in shown["text"] and "Failed" in shown["state"], shown
+    (verdict,) = shown["verdicts"]
+    red, green, blue = map(int, re.findall(r"\d+", verdict["color"])[:3])
+    assert red > 2 * max(green, blue) and "Wrong results" in verdict["text"] and "Failed" in shown["state"], shown
 
 
 def test_a_browser_that_dies_leaves_what_it_measured(parts, tmp_path):
@@ -321,6 +253,18 @@ def _decode_cases(rng: Any) -> list[tuple[list[Any], Detector, tuple[int, int]]]
     return made
 
 
+ROUNDS = (
+    (24, [50.0, 25.0], [0, 4, 8, 12, 16, 20, 24]),  # the fastest takes 100 ms
+    (22, [50.0, 25.0], [0, 4, 9, 13, 18, 22]),  # no short round at the end
+    (10, [1.0], [0, 2, 4, 6, 8, 10]),  # too few frames for that: enough rounds for a ratio
+    (3, [1.0], [0, 1, 2, 3]),
+    (10, [1.0, 500.0], [0, 2, 4, 6, 8, 10]),
+    (21, [10.0, 900.0], [0, 3, 6, 9, 12, 15, 18, 21]),  # the slowest takes two seconds, and no more than a frame longer
+    (6, [10.0, 5000.0], [0, 1, 2, 3, 4, 5, 6]),
+)
+"""Frames, median totals of the models, and where rounds begin and end."""
+
+
 def test_decoding_suppression_and_resizing_agree_with_python(tmp_path):
     rng = np.random.default_rng(3)
     suppressions = [_nms_case(rng, kind, odd=i % 2 == 1) for kind in NMS_KINDS for i in range(8)]
@@ -343,6 +287,7 @@ def test_decoding_suppression_and_resizing_agree_with_python(tmp_path):
              "height": image.shape[0], "preprocess": asdict(preprocess)} for image, preprocess in pictures
         ],
         "verdicts": [{"db": db, "different": d, "boxes": 10, "least": 60, "share": 0.1} for db, d, _ in verdicts],
+        "rounds": [{"frames": frames, "medians": medians} for frames, medians, _ in ROUNDS],
     }  # fmt: skip
     got = in_browser(cases, tmp_path)
     assert got["kept"] == [nms(**{**one, "classes": np.array(one["classes"])}).tolist() for one in suppressions]
@@ -360,3 +305,4 @@ def test_decoding_suppression_and_resizing_agree_with_python(tmp_path):
         scaled = np.array(made["pixels"], np.uint8).astype(np.float32) * np.float32(preprocess.scale)
         assert np.array_equal(np.array(made["input"], np.float32), scaled)
     assert got["verdicts"] == [good for *_, good in verdicts]
+    assert got["rounds"] == [bounds for *_, bounds in ROUNDS]

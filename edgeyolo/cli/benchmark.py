@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
 Number = TypeVar("Number", int, float)
 
-SCENES = "scenes:val:8"
-"""What is looked at without --images: generated scenes of digits."""
-
 INTERRUPTED = 130
 """As shells have it: 128 and the number of the signal."""
 
@@ -163,22 +160,17 @@ def _pictures(images: Path | None, folder: Path) -> list[Path]:
     """Files that decode; those that do not are refused by name, since every contender would trip over them."""
     from PIL import Image
 
-    from edgeyolo.images import list_images, load_image
+    from edgeyolo.images import list_images, load_images
 
     if images is None:
-        from edgeyolo.datasets import load_dataset
+        from edgeyolo.datasets import SCENES, load_dataset
 
         paths = []
         for i, sample in enumerate(load_dataset(SCENES).samples):
             paths.append(folder / f"scene-{i}.jpg")
             Image.fromarray(sample.load()).save(paths[-1], quality=95)
         return paths
-    paths, broken = list_images(images), []
-    for path in paths:
-        try:
-            load_image(path)
-        except InputError as error:
-            broken.append(f"{path.name}: {error.what}")
-    if broken:
-        raise InputError("pictures that do not decode", where=images, got="; ".join(broken[:5]), hint="remove them")
+    paths = list_images(images)
+    for _ in load_images(paths, images):
+        pass
     return paths

@@ -28,9 +28,10 @@ Examples:
   edgeyolo serve out/yf-mobile --json results.jsonl --images pictures/
   edgeyolo serve yolo.onnx --cert cert.pem --key key.pem
 
-Open the printed address in the browser of a phone in the same network. Over plain http a browser gives such a page
-one thread and no WebGPU; `adb reverse tcp:8000 tcp:8000` and the localhost address on an Android phone, or --cert and
---key, give all of it (docs/phone.md). Ctrl-C ends the server and prints what came in, and so does SIGTERM.
+Open the printed address in the browser of a phone in the same network. Several models are measured in turns, with
+ratios to the first. Over plain http a browser gives such a page one thread, no WebGPU and no camera; `adb reverse
+tcp:8000 tcp:8000` and the localhost address on an Android phone, or --cert and --key, give all of it (docs/phone.md).
+Ctrl-C ends the server and prints what came in, and so does SIGTERM.
 
 Exit codes: 0 done, 2 bad input, or a record that could not be written.
 """
@@ -45,7 +46,7 @@ Exit codes: 0 done, 2 bad input, or a record that could not be written.
 @click.option("--conf", default=CONF, show_default=True, type=click.FloatRange(0, 1), help="Score threshold.")
 @click.option("--iou", default=IOU, show_default=True, type=click.FloatRange(0, 1), help="Overlap threshold.")
 @click.option("--max-det", default=MAX_DET, show_default=True, type=click.IntRange(min=1), help="Boxes that may stay.")
-@click.option("--frames", default=100, show_default=True, type=click.IntRange(1, 10000), help="Frames to measure.")
+@click.option("--frames", default=100, show_default=True, type=click.IntRange(1, 10000), help="Frames of each model.")
 @click.option("--runtime", type=PATH, help="Your own onnxruntime-web/dist [default: what ships with the package].")
 @click.option("--cert", type=PATH, help="Certificate for https, in PEM.")
 @click.option("--key", type=PATH, help="Its key, in PEM.")

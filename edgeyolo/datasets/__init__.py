@@ -4,4 +4,7 @@ from edgeyolo.datasets.load import load_dataset
 from edgeyolo.datasets.sample import Dataset, Problem, Sample
 from edgeyolo.datasets.scenes import SceneDataset
 
-__all__ = ["Dataset", "Problem", "Sample", "SceneDataset", "load_dataset"]
+SCENES = "scenes:val:8"
+"""What commands look at that can do without the user's pictures: generated scenes of digits."""
+
+__all__ = ["SCENES", "Dataset", "Problem", "Sample", "SceneDataset", "load_dataset"]

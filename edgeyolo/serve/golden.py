@@ -13,14 +13,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from edgeyolo.bench.frames import Setting
-from edgeyolo.errors import InputError
-from edgeyolo.images import Pixels, list_images, load_image, to_input
+from edgeyolo.images import Pixels, list_images, load_images, to_input
 from edgeyolo.ort import open_session, run
 from edgeyolo.postprocess import Detections, decode, detect
 from edgeyolo.serve.served import Served
 
-SCENES = "scenes:val:8"
-"""What is looked at without --images, as in ``edgeyolo benchmark``: generated scenes of digits."""
 MAX_PICTURES = 8
 MAX_SIDE = 1280
 """Larger pictures are made smaller, so that a phone spends no minute on loading them."""
@@ -98,18 +95,10 @@ def open_photos(source: Path | None) -> list[Photo]:
     Raises InputError, which names all that do not decode.
     """
     if source is None:
-        from edgeyolo.datasets import load_dataset
+        from edgeyolo.datasets import SCENES, load_dataset
 
         return [_photo(sample.load()) for sample in load_dataset(SCENES).samples]
-    photos, broken = [], []
-    for path in list_images(source)[:MAX_PICTURES]:
-        try:
-            photos.append(_photo(load_image(path)))
-        except InputError as error:
-            broken.append(f"{path.name}: {error.what}")
-    if broken:
-        raise InputError("pictures that do not decode", where=source, got="; ".join(broken), hint="remove them")
-    return photos
+    return [_photo(pixels) for pixels in load_images(list_images(source)[:MAX_PICTURES], source)]
 
 
 def _photo(pixels: Pixels) -> Photo:

@@ -19,9 +19,10 @@ from typing import Any, BinaryIO
 
 from edgeyolo.bench.frames import Setting
 from edgeyolo.errors import InputError
-from edgeyolo.serve.desk import Desk, RefusedError
+from edgeyolo.serve.desk import MAX_FRAMES, Desk
 from edgeyolo.serve.golden import LIMITS, Golden, Photo
 from edgeyolo.serve.ortweb import BACKENDS
+from edgeyolo.serve.posted import RefusedError
 from edgeyolo.serve.served import Served
 
 MAX_UPLOAD = 1 << 20
@@ -46,6 +47,7 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Embedder-Policy": "require-corp",
     "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
     "Referrer-Policy": "no-referrer",  # the address holds the secret
     "X-Content-Type-Options": "nosniff",
 }
@@ -77,7 +79,7 @@ def routes(
     facts = {
         "models": [_model_facts(model, golden[m]) for m, model in enumerate(models)],
         "pictures": [list(photo.size) for photo in photos],
-        "setting": asdict(setting), "frames": frames,
+        "setting": asdict(setting), "frames": frames, "most_frames": MAX_FRAMES,
         "backends": {name: needed for name, needed in BACKENDS.items() if all(file in runtime for file in needed)},
     }  # fmt: skip
     found["facts.json"] = ("application/json", json.dumps(facts).encode())

@@ -1,54 +1,22 @@
-// The page: choices, one worker per measurement, and the way of its frames to the server.
+// The page: what can be chosen, and what is shown of a measurement.
 
+import { cameraMissing } from "./camera.js";
 import { deviceFacts } from "./device.js";
-import { drawBoxes, drawPlot, fillTable } from "./show.js";
+import { Run } from "./run.js";
+import { alive, join, leave } from "./server.js";
+import { drawPicture, drawPlot, fillModels, fillStages, fillVerdicts } from "./show.js";
 
 const TELL_MS = 1000;
-const KEEPALIVE_CHARACTERS = 30000; // 64 KiB of uploads outlive a page, and two may be on their way
+const MOST_FRAMES = 10000;
+const NAME = "edgeyolo device"; // in the browser's memory
 const element = (id) => document.getElementById(id);
 const wanted = new URLSearchParams(location.search);
 
 let facts;
 let device;
-let session;
-let current = null; // the measurement that runs
-let shown = 0;
+let current = null; // the measurement that runs, or ran last
+let shown = 0; // of the pictures of all models
 let lost = false; // the server did not answer
-const found = new Map(); // picture -> boxes
-
-async function post(path, data) {
-  const body = JSON.stringify(data);
-  const response = await fetch(path, { method: "POST", body, keepalive: body.length < KEEPALIVE_CHARACTERS });
-  const answer = await response.json();
-  if (!response.ok) throw Object.assign(new Error(answer.error), { status: response.status });
-  return answer;
-}
-
-// Do it again after a cure where the server does not know any more what it is about: it forgets who is silent.
-async function retried(act, cure) {
-  try {
-    return await act();
-  } catch (error) {
-    if (error.status !== 409) throw error;
-    await cure();
-    return act();
-  }
-}
-
-async function join() {
-  const answer = await post("open", {});
-  session = answer.session;
-  element("number").textContent = `page ${answer.number}`;
-  others(answer);
-}
-
-// A new run on the server, with nothing in it yet.
-async function begin({ model, backend, threads }) {
-  const choice = { model, backend, threads, device: device.system, machine: device };
-  const { run, ...rest } = await retried(() => post("start", { session, ...choice }), join);
-  others(rest);
-  return run;
-}
 
 function say(text, bad = false) {
   element("state").textContent = text;
@@ -77,15 +45,39 @@ function option(select, value, text) {
   element(select).append(new Option(text ?? value, value));
 }
 
+// What the user called this device before; some browsers allow no memory.
+function remembered() {
+  try {
+    return localStorage.getItem(NAME);
+  } catch {
+    return null;
+  }
+}
+
+function remember() {
+  try {
+    localStorage.setItem(NAME, element("device").value);
+  } catch {
+    // It has to be typed again next time.
+  }
+}
+
 function choices() {
+  if (facts.models.length > 1) option("model", "all", `all ${facts.models.length}, in turns`);
   facts.models.forEach((model, i) => option("model", i, `${model.name} (${(model.bytes / 1e6).toPrecision(2)} MB)`));
+  option("source", "golden", "golden pictures");
+  const missing = cameraMissing();
+  if (missing === null) option("source", "camera", "camera");
+  element("sources").hidden = missing !== null;
+  Object.assign(element("nocamera"), { hidden: missing === null, textContent: missing ?? "" });
   const backends = Object.keys(facts.backends).filter((name) => name === "wasm" || device.gpu);
   backends.forEach((name) => option("backend", name, name === "wasm" ? "CPU" : "WebGPU"));
   const most = device.isolated ? Math.min(device.cpus ?? 1, 16) : 1;
   for (let n = 1; n <= most; n++) option("threads", n);
   element("threads").value = Math.min(4, most);
   element("frames").value = facts.frames;
-  for (const name of ["model", "backend", "threads", "frames"]) {
+  element("device").value = remembered() ?? "";
+  for (const name of ["model", "source", "backend", "threads", "frames", "device"]) {
     if (wanted.has(name)) element(name).value = wanted.get(name);
   }
   for (const [name, value] of Object.entries(device)) {
@@ -99,136 +91,122 @@ function choices() {
 // What was chosen, or the first choice where a parameter of the address names none.
 function order() {
   const value = (id) => element(id).value || element(id).options[0].value;
-  const frames = Math.round(Number(element("frames").value));
+  const models = value("model") === "all" ? facts.models.map((_, i) => i) : [Number(value("model"))];
+  const wish = Math.round(Number(element("frames").value)) || facts.frames;
+  const frames = Math.min(Math.max(wish, 1), MOST_FRAMES, Math.floor(facts.most_frames / models.length));
+  element("frames").value = frames;
   return {
-    model: Number(value("model")),
+    models,
+    source: value("source"),
     backend: value("backend"),
     threads: value("backend") === "wasm" ? Number(value("threads")) : 1,
-    frames: Math.min(Math.max(frames || facts.frames, 1), 10000),
+    frames,
+    system: device.system,
+    device: element("device").value,
   };
+}
+
+function stopIfHidden() {
+  if (document.hidden) current?.finish("stopped", "the page went to the background, where browsers slow it down");
 }
 
 async function start() {
-  const chosen = order();
   element("start").disabled = true;
-  for (const id of ["golden", "results", "pictures"]) element(id).hidden = true;
-  found.clear();
+  for (const id of ["verdicts", "results", "pictures"]) element(id).hidden = true;
+  remember();
+  say("Starting ...");
+  const chosen = order();
+  element(chosen.source === "camera" ? "progress" : "results").after(element("pictures")); // what is live comes first
   try {
-    current = { run: await begin(chosen), order: chosen, frames: [], sent: 0, extra: {}, ended: false, there: false };
+    current = await Run.start(chosen, facts, device, element("video"), view);
+    stopIfHidden();
   } catch (error) {
     element("start").disabled = false;
     say(`Cannot start: ${error.message}`, true);
-    return;
   }
-  current.worker = new Worker("worker.js", { type: "module" });
-  current.worker.onmessage = ({ data }) => heard[data.kind](data);
-  current.worker.onerror = (event) => finish("failed", `the worker cannot run: ${event.message ?? "not loaded"}`);
-  current.worker.postMessage({ order: chosen, facts });
-  const mine = current;
-  mine.wake = await navigator.wakeLock?.request("screen").catch(() => null);
-  if (mine.ended) mine.wake?.release();
 }
 
-const heard = {
-  stage: ({ text }) => say(`${text[0].toUpperCase()}${text.slice(1)} ...`),
-  boxes({ picture, boxes }) {
-    found.set(picture, boxes);
-    if (picture === 0) show(0);
+const view = {
+  stage: (text) => say(text),
+
+  changed() {
+    const { order, parts, frames } = current;
+    element("verdicts").hidden = false;
+    fillVerdicts(parts);
+    if (order.source === "golden" && element("pictures").hidden && viewable().length) show(0);
+    if (!frames.length) return;
+    const each = parts.map((_, i) => current.framesOf(i));
+    const several = parts.length > 1;
+    element("results").hidden = false;
+    element("one").hidden = several;
+    element("models").hidden = !several;
+    if (several) fillModels(parts, each);
+    else fillStages(each[0]);
+    drawPlot(element("plot"), each.map((rows) => rows.map((row) => row[4])));
+    Object.assign(element("progress"), { hidden: current.ended, value: current.progress });
+    const begin = order.source === "camera" ? "video frame" : "picture file";
+    element("note").textContent =
+      `pre: ${begin} to network input. Score > ${facts.setting.conf}, overlap <= ${facts.setting.iou}, at most ` +
+      `${facts.setting.max_det} boxes. The clock of this browser has steps of ${device.clock_step_ms} ms.`;
   },
-  golden({ good, text, version, load_ms, first_ms }) {
-    Object.assign(current.extra, { golden: text, version, load_ms, first_ms });
-    element("golden").hidden = false;
-    element("golden").className = `verdict ${good ? "good" : "bad"}`;
-    element("golden").textContent = `${good ? "Results are right" : "Wrong results"}: ${text}.`;
-    if (!good) finish("failed", `golden data: ${text}`);
+
+  live({ part, bitmap, boxes, ms }) {
+    element("pictures").hidden = false;
+    element("next").hidden = true;
+    drawPicture(element("picture"), bitmap, boxes, part.model.detector.names, `${ms.toFixed(1)} ms`);
+    element("found").textContent = `${part.name}: ${boxes.length} boxes in this video frame`;
   },
-  frames({ rows }) {
-    current.frames.push(...rows);
-    const progress = element("progress");
-    progress.hidden = false;
-    progress.value = current.frames.length / current.order.frames;
-    tables();
+
+  ended({ status, reason, problem }) {
+    element("progress").hidden = true;
+    const button = element("start");
+    button.disabled = false;
+    if (problem !== null) {
+      say(`The result did not arrive: ${problem}. It is still here.`, true);
+      button.textContent = "Send again";
+      button.onclick = () => {
+        button.disabled = true;
+        current.deliver(status, reason);
+      };
+      return;
+    }
+    view.changed();
+    const failed = current.parts.filter(({ outcome }) => outcome.failed).length;
+    const some = failed && failed < current.parts.length ? ` ${failed} of ${current.parts.length} models failed.` : "";
+    const ends = { ok: "Done.", failed: `Failed: ${reason}.`, stopped: `Stopped: ${reason}.` };
+    const counts = current.parts.map(({ record }) => record.frames);
+    const records = counts.length === 1 ? "a record" : `${counts.length} records`;
+    const frames = Math.max(...counts) ? `of ${[...new Set(counts)].join(", ")} frames` : "without frames";
+    say(`${ends[status]}${some} The server has ${records} ${frames}.`, status === "failed" || failed > 0);
+    button.textContent = "Measure again";
+    button.onclick = start;
+    document.documentElement.dataset.end = status;
   },
-  done: () => finish("ok"),
-  failed: ({ text }) => finish("failed", text),
 };
 
-function tables() {
-  if (!current.frames.length) return;
-  element("results").hidden = false;
-  fillTable(current.frames);
-  drawPlot(element("plot"), current.frames.map((row) => row[4]));
-  element("note").textContent =
-    `pre: picture file to network input. Score > ${facts.setting.conf}, overlap <= ${facts.setting.iou}, at most ` +
-    `${facts.setting.max_det} boxes. The clock of this browser has steps of ${device.clock_step_ms} ms.`;
-}
+// Golden pictures in which a model has looked for boxes: those of the next model follow the last picture of one.
+const viewable = () =>
+  current.parts.flatMap((part) => [...part.boxes].map(([picture, boxes]) => ({ part, picture, boxes })));
 
-async function show(picture) {
-  shown = picture;
+async function show(number) {
+  shown = number;
+  const { part, picture, boxes } = viewable()[number];
   element("pictures").hidden = false;
-  const boxes = found.get(picture) ?? [];
-  const names = facts.models[current.order.model].detector.names;
-  await drawBoxes(element("picture"), `picture/${picture}`, boxes, names);
-  const place = `${picture + 1} of ${facts.pictures.length}`;
+  element("next").hidden = false;
+  const name = current.parts.length > 1 ? `${part.name}, ` : "";
+  const place = `${name}${picture + 1} of ${facts.pictures.length}`;
   element("found").textContent = `${place}: ${boxes.length} boxes, found on this device`;
-}
-
-// Sends frames that the server does not have yet. What does not arrive is sent again with the next report; the server
-// knows by the number of the first frame which of them it has. Where it has ended the run, because this device was
-// silent for too long, all frames go into a new one.
-async function report(end = {}) {
-  const mine = current;
-  const send = async () => {
-    const { run, frames, sent: first, extra } = mine;
-    const rows = frames.slice(first);
-    const answer = await post("report", { run, first, frames: rows, ...extra, ...end });
-    if (mine.run === run) mine.sent = first + rows.length;
-    return answer;
-  };
-  const answer = await retried(send, async () => {
-    if (mine.ended && !end.status) throw new Error("the last report came first, and has these frames too");
-    Object.assign(mine, { run: await begin(mine.order), sent: 0 });
-  });
-  if (end.status) mine.there = true;
-  else others(answer);
-}
-
-// The last report does not wait for one on its way: a page that is closed could not send it then.
-async function finish(status, reason = null) {
-  const mine = current;
-  if (mine === null || mine.ended) return;
-  mine.ended = true;
-  mine.worker.terminate();
-  mine.wake?.release();
-  element("progress").hidden = true;
-  if (status !== "ok") say(reason, status === "failed");
-  await deliver(status, reason);
-}
-
-async function deliver(status, reason) {
-  const again = () => deliver(status, reason);
-  try {
-    await report({ status, reason });
-    const ends = { ok: "Done", failed: `Failed: ${reason}`, stopped: `Stopped: ${reason}` };
-    const count = current.frames.length;
-    const what = count ? `a record of ${count} frames` : "a record without frames";
-    say(`${ends[status]}. The server has ${what}.`, status === "failed");
-    element("start").textContent = "Measure again";
-    element("start").onclick = start;
-    document.documentElement.dataset.end = status;
-  } catch (error) {
-    say(`The result did not arrive: ${error.message}. It is still here.`, true);
-    element("start").textContent = "Send again";
-    element("start").onclick = again;
-  }
-  element("start").disabled = false;
+  const bitmap = await createImageBitmap(await (await fetch(`picture/${picture}`)).blob());
+  drawPicture(element("picture"), bitmap, boxes, part.model.detector.names);
+  bitmap.close();
 }
 
 // Once a second: the page is still there, and what it measured since.
 async function beat() {
   try {
-    if (current === null || current.ended) others(await retried(() => post("alive", { session }), join));
-    else await report().catch(() => null);
+    const measuring = current !== null && !current.ended;
+    const answer = measuring ? await current.report().catch(() => null) : await alive();
+    if (answer) others(answer);
     if (lost && current === null) say("Ready.");
     lost = false;
   } catch {
@@ -240,19 +218,17 @@ async function beat() {
 
 async function main() {
   [facts, device] = [await (await fetch("facts.json")).json(), await deviceFacts()];
-  await join();
+  others(await join((number) => (element("number").textContent = `page ${number}`)));
   notice();
   choices();
   element("start").onclick = start;
-  element("next").onclick = () => show((shown + 1) % facts.pictures.length);
+  element("next").onclick = () => show((shown + 1) % viewable().length);
   addEventListener("pagehide", () => {
-    finish("stopped", "the page was closed");
+    current?.finish("stopped", "the page was closed");
     // It must not overtake the last report; the server sees by itself who is gone.
-    if (current === null || current.there) navigator.sendBeacon("leave", JSON.stringify({ session }));
+    if (current === null || current.delivery.arrived) leave();
   });
-  addEventListener("visibilitychange", () => {
-    if (document.hidden) finish("stopped", "the page went to the background, where browsers slow it down");
-  });
+  addEventListener("visibilitychange", stopIfHidden);
   say("Ready.");
   setTimeout(beat, TELL_MS);
   if (wanted.has("auto")) await start();

@@ -1,178 +1,133 @@
-// Loads one model into onnxruntime-web, compares it with the golden data, then measures frames. A worker for one run:
+// Opens the models of one run, compares each with its golden data, then measures them in turns. A worker for one run:
 // the number of threads cannot change later, and the page stays alive meanwhile.
 
-import { differences, decibels, verdict } from "./golden.js";
-import { toInput, toPixels } from "./pixels.js";
-import { decode, suppress } from "./postprocess.js";
+import { check } from "./check.js";
+import { frame, roundBounds, warmUp } from "./frame.js";
+import { file, openNetwork, openRuntime } from "./network.js";
 
-const BLOCK_MS = 100; // of warm-up, as in edgeyolo/bench/harness.py
-const WARMUP_MS = 10000;
 const TELL_MS = 250;
 
-async function fetched(path) {
-  const response = await fetch(path);
-  if (!response.ok) throw new Error(`${path}: the server answered ${response.status}`);
-  return response;
+const tell = (kind, data, transfer = []) => postMessage({ kind, ...data }, transfer);
+
+function sentence(error) {
+  const text = String(error?.message ?? error).slice(0, 1000);
+  return /bad_alloc|allocat|out of memory/i.test(text) ? `not enough memory: ${text}` : text;
 }
 
-const bytes = async (path) => (await fetched(path)).arrayBuffer();
-const tell = (kind, data) => postMessage({ kind, ...data });
-
-async function open(order, facts) {
-  const ort = await import(`./runtime/ort.${order.backend}.min.mjs`);
-  ort.env.wasm.wasmPaths = new URL("runtime/", self.location.href).href;
-  ort.env.wasm.numThreads = order.threads;
-  ort.env.logLevel = "error";
-  // All that comes over the network is here before the clock starts.
-  const [, module, wasm] = facts.backends[order.backend];
-  await import(`./runtime/${module}`);
-  ort.env.wasm.wasmBinary = await bytes(`runtime/${wasm}`);
-  const data = await bytes(`model/${order.model}`);
-  const start = performance.now();
-  const session = await ort.InferenceSession.create(data, { executionProviders: [order.backend] });
-  return new Network(ort, session, facts.models[order.model], performance.now() - start);
-}
-
-class Network {
-  constructor(ort, session, model, loadMs) {
-    Object.assign(this, { ort, session, model, loadMs });
-  }
-
-  tensor(input) {
-    const { channels, height, width } = this.model.detector.preprocess;
-    return new this.ort.Tensor("float32", input, [1, channels, height, width]);
-  }
-
-  // Heads without the batch axis; on a GPU this waits until they are here.
-  async run(tensor) {
-    const results = await this.session.run({ [this.session.inputNames[0]]: tensor }, this.model.outputs);
-    const heads = [];
-    for (const name of this.model.outputs) {
-      heads.push({ data: await results[name].getData(), shape: results[name].dims.slice(1) });
-    }
-    return heads;
-  }
-}
-
-// What the server's ONNX Runtime found in a picture, from the same pixels.
-async function golden(order, model, picture) {
-  const path = `golden/${order.model}/${picture}`;
-  const [pixels, buffer] = await Promise.all([bytes(`${path}/pixels`), bytes(`${path}/heads`)]);
-  const facts = model.golden[picture];
-  let offset = 0;
-  const heads = facts.shapes.map((shape) => {
-    const count = shape.reduce((a, b) => a * b, 1);
-    offset += 4 * count;
-    return new Float32Array(buffer, offset - 4 * count, count);
+let receive; // the next video frame
+const videoFrame = () =>
+  new Promise((resolve) => {
+    receive = resolve;
+    tell("wanted");
   });
-  const boxes = facts.boxes.map((box, i) => ({ box, score: facts.scores[i], label: facts.classes[i] }));
-  return { pixels: new Uint8Array(pixels), heads, boxes };
+
+// Do something with one model of the run; where that fails the model is out, and the others go on.
+async function attempt(part, act) {
+  try {
+    await act();
+  } catch (error) {
+    part.failed = true;
+    tell("failed", { part: part.at, text: sentence(error) });
+  }
 }
 
-async function check(network, order, facts) {
-  const { model } = network;
-  const results = [];
-  let first_ms = null;
-  for (let picture = 0; picture < facts.pictures.length; picture++) {
-    const wanted = await golden(order, model, picture);
-    const tensor = network.tensor(toInput(wanted.pixels, model.detector.preprocess));
-    const start = performance.now();
-    const heads = await network.run(tensor);
-    first_ms ??= performance.now() - start;
-    const size = facts.pictures[picture];
-    const candidates = decode(heads, model.detector, facts.setting.conf, size);
-    const boxes = suppress(candidates, model.detector, facts.setting, size);
-    results.push({
-      db: heads.map((head, i) => decibels(wanted.heads[i], head.data)),
-      different: differences(wanted.boxes, boxes, facts.setting.conf, model.margin),
-      boxes: wanted.boxes.length,
+async function load(ort, part, order, facts) {
+  const number = order.models[part.at];
+  const model = facts.models[number];
+  const place = order.models.length > 1 ? ` (${part.at + 1} of ${order.models.length})` : "";
+  tell("stage", { text: `loading ${model.name}${place}` });
+  part.network = await openNetwork(ort, order.backend, number, model);
+  tell("stage", { text: `comparing ${model.name} with golden data${place}` });
+  const found = (picture, boxes) => tell("boxes", { part: part.at, picture, boxes });
+  const result = await check(part.network, number, facts, found);
+  tell("golden", { part: part.at, ...result, load_ms: part.network.loadMs });
+  if (result.good) return;
+  part.failed = true;
+  await part.network.session.release();
+}
+
+// Frames on their way to the page, a few at a time.
+class Rows {
+  rows = [];
+  told = performance.now();
+
+  add(row) {
+    this.rows.push(row);
+    if (performance.now() - this.told > TELL_MS) this.flush();
+  }
+
+  flush() {
+    tell("frames", { rows: this.rows });
+    Object.assign(this, { rows: [], told: performance.now() });
+  }
+}
+
+// Every model measures the same pictures, one model after the other; who is first moves on with the number.
+async function turn(parts, pictures, number, measured) {
+  const alive = parts.filter((part) => !part.failed);
+  const first = number % Math.max(1, alive.length);
+  for (const part of [...alive.slice(first), ...alive.slice(0, first)]) {
+    await attempt(part, async () => {
+      for (const picture of pictures) measured(part, await frame(part.network, picture, part.setting));
     });
-    tell("boxes", { picture, boxes });
   }
-  return { first_ms, ...verdict(results, model.least_db, model.share) };
 }
 
-const canvas = new OffscreenCanvas(1, 1);
-const context = canvas.getContext("2d", { willReadFrequently: true });
-
-async function imageData(file) {
-  const bitmap = await createImageBitmap(file);
-  const { width, height } = bitmap;
-  if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
-  context.drawImage(bitmap, 0, 0);
-  bitmap.close();
-  return context.getImageData(0, 0, width, height);
+// A video frame is seen by all models, then shown; of several the boxes are the first one's.
+async function cameraTurn(parts, number, measured) {
+  const bitmap = await videoFrame();
+  const results = [];
+  await turn(parts, [bitmap], number, (part, result) => {
+    results[part.at] = result;
+    measured(part, result);
+  });
+  const part = results.findIndex(Boolean);
+  if (part >= 0) tell("seen", { part, bitmap, boxes: results[part].boxes, ms: results[part].figures[4] }, [bitmap]);
 }
 
-// One frame: [pre, infer, decode, nms, total, candidates, kept]; pre begins with the picture file.
-async function frame(network, file, setting) {
-  const { detector } = network.model;
-  const start = performance.now();
-  const image = await imageData(file);
-  const tensor = network.tensor(toInput(toPixels(image, detector.preprocess), detector.preprocess));
-  const ready = performance.now();
-  const heads = await network.run(tensor);
-  const inferred = performance.now();
-  const size = [image.width, image.height];
-  const found = decode(heads, detector, setting.conf, size);
-  const decoded = performance.now();
-  const kept = suppress(found, detector, setting, size);
-  const end = performance.now();
-  const stages = [ready - start, inferred - ready, decoded - inferred, end - decoded, end - start];
-  return [...stages, found.scores.length, kept.length];
-}
-
-// As edgeyolo/bench/stats.py: the medians of the last three blocks lie within 5 % of one another.
-function settled(medians) {
-  const last = medians.slice(-3);
-  return last.length === 3 && Math.max(...last) <= 1.05 * Math.min(...last);
-}
-
-async function warmUp(next) {
-  const medians = [];
-  const end = performance.now() + WARMUP_MS;
-  while (performance.now() < end && !settled(medians)) {
-    const totals = [];
-    const until = performance.now() + BLOCK_MS;
-    do totals.push((await next())[4]);
-    while (performance.now() < until);
-    medians.push(totals.sort((a, b) => a - b)[totals.length >> 1]);
+async function rounds(parts, order, files, medians) {
+  const rows = new Rows();
+  const bounds = roundBounds(order.frames, medians);
+  for (let round = 0; round + 1 < bounds.length && parts.some((part) => !part.failed); round++) {
+    const measured = (part, { figures }) => rows.add([part.at, round, ...figures]);
+    const frames = Array.from({ length: bounds[round + 1] - bounds[round] }, (_, i) => bounds[round] + i);
+    if (files) await turn(parts, frames.map((i) => files[i % files.length]), round, measured);
+    else for (const i of frames) await cameraTurn(parts, i, measured);
   }
+  rows.flush();
 }
 
 async function measure(order, facts) {
-  tell("stage", { text: "loading the model" });
-  const network = await open(order, facts);
-  tell("stage", { text: "comparing with golden data" });
-  const result = await check(network, order, facts);
-  const { loadMs: load_ms, ort } = network;
-  tell("golden", { ...result, version: ort.env.versions.web ?? ort.env.versions.common, load_ms });
-  if (!result.good) return;
-  const files = [];
-  for (let i = 0; i < facts.pictures.length; i++) files.push(await (await fetched(`picture/${i}`)).blob());
-  let count = 0;
-  const next = () => frame(network, files[count++ % files.length], facts.setting);
+  tell("stage", { text: "loading the runtime" });
+  const ort = await openRuntime(order, facts);
+  tell("runtime", { version: ort.env.versions.web ?? ort.env.versions.common });
+  const parts = order.models.map((_, at) => ({ at, setting: facts.setting, failed: false }));
+  for (const part of parts) await attempt(part, () => load(ort, part, order, facts));
+  const fetchAll = () => Promise.all(facts.pictures.map((_, i) => file(`picture/${i}`)));
+  const files = order.source === "golden" ? await fetchAll() : null;
   tell("stage", { text: "warming up" });
-  await warmUp(next);
-  tell("stage", { text: "measuring" });
-  let rows = [];
-  let told = performance.now();
-  for (let i = 0; i < order.frames; i++) {
-    rows.push(await next());
-    if (performance.now() - told > TELL_MS) {
-      tell("frames", { rows });
-      rows = [];
-      told = performance.now();
-    }
+  const medians = [];
+  for (const part of parts.filter(({ failed }) => !failed)) {
+    let count = 0;
+    const next = async () => {
+      const picture = files ? files[count++ % files.length] : await videoFrame();
+      const { figures, boxes } = await frame(part.network, picture, facts.setting);
+      if (!files) tell("seen", { part: part.at, bitmap: picture, boxes, ms: figures[4] }, [picture]);
+      return figures;
+    };
+    await attempt(part, async () => medians.push(await warmUp(next)));
   }
-  tell("frames", { rows });
+  if (!medians.length) return;
+  tell("stage", { text: "measuring" });
+  await rounds(parts, order, files, medians);
 }
 
-self.onmessage = async ({ data: { order, facts } }) => {
+self.onmessage = async ({ data }) => {
+  if (data.bitmap) return receive(data.bitmap);
   try {
-    await measure(order, facts);
+    await measure(data.order, data.facts);
     tell("done");
   } catch (error) {
-    tell("failed", { text: String(error?.message ?? error).slice(0, 1000) });
+    tell("broken", { text: sentence(error) });
   }
 };
