@@ -116,6 +116,9 @@ def test_formats_differ_in_bytes_alone():
         for node in encode(encode(result, "U8U8"), form).graph:
             if node.op_type == "DequantizeLinear" and len(node.inputs) > 2:
                 codes, zero = constant(node.inputs[0]), constant(node.inputs[2])
+                if codes is not None and codes.dtype == np.int32:
+                    assert not zero.any() and zero.dtype == np.int32, "a bias is the same in all formats"
+                    continue
                 assert zero.dtype.name == (activation if codes is None else weight)
                 assert codes is None or (
                     codes.dtype == zero.dtype and np.all(zero == (128 if weight == "uint8" else 0))
@@ -172,7 +175,7 @@ def test_a_dead_channel_keeps_its_bias():
     arrays = {**ARRAYS, "dead": dead, "bias": bias}
     model = build(f"(float[1,3,8,8] images) => (float[1,3,8,8] head) {{ {body} }}", arrays, scale=1 / 255)
     node = next(n for n in quantised(model).graph if n.name == "c1").inputs[2].producer()
-    codes, scale = (constant(v) for v in node.inputs)
+    codes, scale, _ = (constant(v) for v in node.inputs)
     assert np.abs(codes.astype(np.int64)).max() <= 2**30 + 2**8
     assert codes * scale.astype(np.float64) == pytest.approx(bias, rel=1e-4)
 

@@ -46,9 +46,9 @@ from edgeyolo.ort import model_bytes
 from edgeyolo.output import check_free, new_folder
 from edgeyolo.passes.graph import read_detector, with_types
 from edgeyolo.passes.opset import OLDEST, with_opset
-from edgeyolo.passes.widen import widen
+from edgeyolo.passes.widen import widened
 from edgeyolo.progress import Log
-from edgeyolo.quant.calibrate import copy_model, peak_values
+from edgeyolo.quant.calibrate import peak_values
 from edgeyolo.quant.compare import LayerReport, compare_layers
 
 VARIANTS = ("int8", "fp16", "fp32")
@@ -153,15 +153,11 @@ def export_mobile(
         InputError: the provider wants fixed shapes and the model has others.
     """
     check_free(request.output, force=request.force)
-    model = _ready(model, pictures, request, parities, log)
+    model = _ready(model, request)
     choice = _choose(model, pictures, request, log)
     quant = _quantise(model, pictures, replace(request.int8, keep_float=choice.keep_float), log)
-    form = request.board.int8_format.upper()
-    variants = {
-        "int8": encode(quant.best.model, form),
-        "fp16": to_half(model, peak_values(model, pictures.spread(REPORT_PICTURES))),
-        "fp32": model,
-    }
+    variants = _variants(model, quant, pictures, request)
+    parities = [*parities, parity("widened", model, variants["fp32"], list(pictures.spread(PARITY_PICTURES)))]
     for name, variant in variants.items():
         stages.save(f"50-{name}", variant)
     with log.stage("ledger") as details:
@@ -189,7 +185,7 @@ def export_candidates(
 ) -> Candidates:  # fmt: skip
     """Write the graphs that ``measured`` will choose from, for another device. Arguments, errors: ``export_mobile``."""
     check_free(request.output, force=request.force)
-    model = _ready(model, pictures, request, [], log)
+    model = _ready(model, request)
     with log.stage("candidates") as details, new_folder(request.output, force=request.force) as folder:
         made = make_candidates(model, pictures, request.board, request.int8.keep_float)
         made.write(folder)
@@ -203,22 +199,12 @@ def export_candidates(
     return made
 
 
-def _ready(
-    model: ir.Model, pictures: PictureSet, request: MobileRequest, parities: list[Parity], log: Log
-) -> ir.Model:  # fmt: skip
-    """The prepared model as the board reads it; adds to ``parities``. Raises what ``export_mobile`` raises."""
+def _ready(model: ir.Model, request: MobileRequest) -> ir.Model:
+    """The prepared model as the board reads it. Raises what ``export_mobile`` raises."""
     check_raw(model)
     model = in_opset(model, request.board)
     _check_provider(model, request)
-    if request.board.channel_block == 1:
-        return model
-    with log.stage("widen") as details:
-        wide = copy_model(model)
-        count = widen(wide, request.board.channel_block)
-        wide = with_types(wide)
-        parities.append(parity("widened", model, wide, list(pictures.spread(PARITY_PICTURES))))
-        details += [f"{count} convolutions in blocks of {request.board.channel_block} channels", parities[-1].text]
-    return wide
+    return model
 
 
 def in_opset(model: ir.Model, board: MobileBoard) -> ir.Model:
@@ -263,6 +249,19 @@ def _quantise(model: ir.Model, pictures: PictureSet, config: Int8Config, log: Lo
         details.append(f"{len(quant.placement.weighted)} layers int8, {len(quant.placement.floats)} float")
         details += [f"{c.name}: head SNR {c.head_snr_db:.1f} dB" for c in quant.candidates]
     return quant
+
+
+def _variants(
+    model: ir.Model, quant: Int8Result, pictures: PictureSet, request: MobileRequest
+) -> dict[str, ir.Model]:  # fmt: skip
+    """All precisions as the board likes them."""
+    board = request.board
+    plain = {
+        "int8": encode(quant.best.model, board.int8_format.upper()),
+        "fp16": to_half(model, peak_values(model, pictures.spread(REPORT_PICTURES))),
+        "fp32": model,
+    }
+    return {name: widened(variant, board.channel_block) for name, variant in plain.items()}
 
 
 def _ledger(

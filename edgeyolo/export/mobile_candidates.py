@@ -19,6 +19,7 @@ from edgeyolo.lower.mobile.quantise import candidates, quantise_mobile
 from edgeyolo.lower.tensorrt.quantise import Int8Config
 from edgeyolo.mobile import MobileBoard
 from edgeyolo.ort import model_bytes
+from edgeyolo.passes.widen import widened
 from edgeyolo.quant.calibrate import peak_values
 
 PICTURES = 4
@@ -59,7 +60,11 @@ def make_candidates(
     Raises UnsupportedError if ``keep_float`` leaves nothing to quantise.
     """
     few = pictures.spread(PICTURES)
-    graphs = {"fp32": model_bytes(model), "fp16": model_bytes(to_half(model, peak_values(model, few)))}
+
+    def ready(variant: ir.Model) -> bytes:
+        return model_bytes(widened(variant, board.channel_block))
+
+    graphs = {"fp32": ready(model), "fp16": ready(to_half(model, peak_values(model, few)))}
     keeps: dict[str, tuple[str, ...]] = {}
     wanted = [(part for part in found if part != "head") for found in candidates(model)]
     for keep in dict.fromkeys(tuple(dict.fromkeys((*keep_float, *more))) for more in wanted):
@@ -71,5 +76,5 @@ def make_candidates(
             if not keeps:  # the user's own choice, of which all others are more
                 raise
             continue
-        graphs[name], keeps[name] = model_bytes(encode(quantised, board.int8_format.upper())), keep
+        graphs[name], keeps[name] = ready(encode(quantised, board.int8_format.upper())), keep
     return Candidates(graphs, keeps)

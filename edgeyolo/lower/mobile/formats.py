@@ -47,11 +47,11 @@ def encode(model: ir.Model, form: str) -> ir.Model:
     for node in copy.graph:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             dtype = activations if constant(node.inputs[0]) is None else weights
-            for index in range(0, len(node.inputs), 2):  # codes and zero point; a bias has no zero point
+            for index in range(0, len(node.inputs), 2):  # codes and zero point; those of a bias stay
                 recode(node, index, dtype)
             if node.op_type == "QuantizeLinear":
                 node.outputs[0].type = ir.TensorType(ir.DataType.from_numpy(dtype))
-        if node.op_type == "Clip":  # of codes, behind split_leaky
+        if node.op_type == "Clip" and len(node.inputs) == 2:  # of codes, from split_leaky
             recode(node, 1, activations)
     drop_unused(copy)
     if activations == np.uint8:
@@ -64,7 +64,7 @@ def form_of(model: ir.Model) -> str | None:
     found = {True: "", False: ""}  # of weights, of activations
     for node in model.graph:
         zero = constant(node.inputs[2]) if node.op_type == "DequantizeLinear" and len(node.inputs) > 2 else None
-        if zero is not None:
+        if zero is not None and zero.dtype != np.int32:  # as that of a bias is
             found[constant(node.inputs[0]) is not None] = "S8" if zero.dtype == np.int8 else "U8"
     form = found[False] + found[True]
     return form if form in FORMATS else None

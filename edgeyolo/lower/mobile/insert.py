@@ -46,8 +46,11 @@ def insert_integers(model: ir.Model, placement: MobilePlacement, scales: Scales)
 
 def _dequantiser(graph: ir.Graph, name: str, codes: npt.NDArray[Any], scale: npt.NDArray[Any]) -> ir.Node:
     inputs = [new_initializer(graph, f"{name}.codes", codes), new_initializer(graph, f"{name}.scale", scale)]
-    if codes.dtype == np.int8:  # a bias has none, and its zeros would be as large as itself
-        inputs.append(new_initializer(graph, f"{name}.zero", np.zeros(len(codes), np.int8)))
+    # A bias needs none by ONNX's rules, but ONNX Runtime's converter to .ort for other providers insists. All layers
+    # of so many channels share their zeros.
+    shared = f"zeros.{codes.dtype}.{len(codes)}"
+    known = graph.initializers.get(shared)
+    inputs.append(known if known is not None else new_initializer(graph, shared, np.zeros(len(codes), codes.dtype)))
     node = ir.node("DequantizeLinear", inputs, {"axis": 0}, name=f"{name}.dq")
     node.outputs[0].name = f"{name}.real"
     return node

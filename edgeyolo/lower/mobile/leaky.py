@@ -26,8 +26,10 @@ def split_leaky(model: ir.Model) -> None:
             "QuantizeLinear"
         }:
             continue
-        codes, zero, scale = reader.inputs[0], reader.inputs[2], constant(reader.inputs[1])
-        assert codes is not None and scale is not None
+        codes, scale = reader.inputs[0], constant(reader.inputs[1])
+        zero = reader.inputs[2] if len(reader.inputs) > 2 else None
+        if codes is None or scale is None or zero is None or scale.size != 1:
+            continue
         positive = ir.node("Clip", [codes, zero], name=f"{node.name}.positive")
         parts = []
         for name, source, share in (("all", codes, slope), ("above", positive.outputs[0], 1 - slope)):
