@@ -62,6 +62,7 @@ def test_one_run_of_several_contenders(onnx, good_bundle, tiny, tmp_path):
         thresholds = {"conf": 0.25, "iou": 0.45, "max_det": 300, "nms": "greedynms", "suppression": "C"}
         assert r.setting == thresholds and r.pictures == 3
         assert r.candidates >= r.kept and r.rss_bytes > 1 << 20 and r.machine["cpus"]
+        assert r.machine["OMP_WAIT_POLICY"] == "PASSIVE" and int(r.machine["MALLOC_TRIM_THRESHOLD_"]) >= 1 << 25
     assert records[0].ratio is None and records[1].ratio["low"] <= records[1].ratio["value"] <= records[1].ratio["high"]
     assert len({r.run for r in records}) == 1 and "score > 0.25" in " ".join(result.output.split())
     assert len(files[1].read_text().splitlines()) == 4 and files[2].read_text().count("\n| ") == 4

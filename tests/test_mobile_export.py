@@ -83,6 +83,16 @@ def test_it_is_proven(bundle, tiny):
     assert "2 picture(s)" in found["int8 against float32"]["detail"], "what was stated is about the golden ones"
 
 
+def test_another_provider_gets_files_that_leave_it_the_choice(tiny, tmp_path):
+    command = ["export", *tiny.model(), "--calib", tiny.pictures, "--target", "mobile", "--no-reconstruct"]
+    provider = ["--board", "ios-arm64", "--provider", "CoreMLExecutionProvider"]
+    succeed(*command, "--no-equalise", *provider, "-o", tmp_path / "out")
+    facts = manifest(tmp_path / "out")
+    assert [name for name, _ in facts["session"]["providers"]] == ["CoreMLExecutionProvider", "CPUExecutionProvider"]
+    assert {"int8.ort", "fp32.ort"} <= set(facts["files"])
+    assert json.loads(succeed("verify", tmp_path / "out", "--json").stdout)["checks"]
+
+
 @pytest.fixture(scope="module")
 def arm(tiny, tmp_path_factory) -> Path:
     """For the default board, whose integers and .ort files are another processor's on x86."""

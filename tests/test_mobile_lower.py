@@ -27,6 +27,7 @@ from edgeyolo.lower.mobile.scales import between, choose_scales
 from edgeyolo.lower.tensorrt.quantise import Int8Config
 from edgeyolo.ort import model_bytes
 from edgeyolo.passes.graph import constant, read_detector
+from edgeyolo.passes.widen import widened
 from edgeyolo.progress import Log
 from edgeyolo.quant.compare import head_snr
 
@@ -105,6 +106,9 @@ def test_every_layer_is_an_integer_kernel_in_every_format(name, tmp_path):
         kernels.update(split)
         assert optimised(encoded, tmp_path, signed=form == "S8S8") == +kernels, form
         assert np.array_equal(outputs(encoded)["head"], exact)
+        wide = widened(encoded, 16)
+        assert optimised(wide, tmp_path, signed=form == "S8S8") == +kernels, "zeros cost no kernel"
+        assert np.array_equal(outputs(wide)["head"], exact)
     assert 20 < head_snr(model, result, PICTURES) < 80
 
 

@@ -218,6 +218,18 @@ def test_graphs_inside_of_operators_are_lowered_and_refused_too():
         with_opset(ir.from_proto(parser.parse_model(text.replace("BODY", "HardSwish"))), 13)
 
 
+def test_functions_are_lowered_with_the_rest():
+    text = """<ir_version: 10, opset_import: ["" : 22, "own" : 1]>
+        g (float[1,3,8,8] x) => (float[1,3,8,8] y) { y = own.soft(x) }
+        <opset_import: ["" : 22], domain: "own"> soft (a) => (b) { c = HardSwish(a) b = Add(c, a) }"""
+    model = ir.from_proto(parser.parse_model(text))
+    older = with_opset(model, 14)
+    assert [node.op_type for node in older.graph] == ["HardSwish", "Add"] and not older.functions
+    checker.check_model(ir.to_proto(older), full_check=True)
+    with pytest.raises(UnsupportedError, match="HardSwish"):
+        with_opset(model, 13)
+
+
 def test_sequences_are_tensors_only_in_older_opsets():
     body = "s = SequenceConstruct(images) i = Identity(s) head = ConcatFromSequence<axis=0>(i)"
     with pytest.raises(UnsupportedError, match="Identity of SequenceType"):

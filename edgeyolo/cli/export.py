@@ -77,7 +77,7 @@ def _options(command: Any) -> Any:
         *RECIPE_OPTIONS,
         click.option("--board", help="Board: a name or .toml file [default: generic, orin-nano, android-arm64]."),
         click.option("--precision", type=click.Choice(["int8", "fp16", "fp32"]),
-                     help="tensorrt: what to make [default: fastest]; mobile: which variant is model.onnx [int8]."),
+                     help="tensorrt: what to make [default: fastest]; mobile: which variant is model.onnx [by board]."),
         click.option(
             "--keep-float", default="head", show_default=True, metavar="LAYERS",
             help="tensorrt, mobile: what stays float in int8: first, head, depthwise, name patterns, or none.",

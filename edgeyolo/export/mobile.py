@@ -12,6 +12,7 @@ from typing import Any
 import onnx_ir as ir
 
 from edgeyolo import __version__
+from edgeyolo.bench.record import read_records
 from edgeyolo.bundle import MODEL, write_manifest
 from edgeyolo.errors import InputError
 from edgeyolo.export.costs import constant_bytes
@@ -20,7 +21,15 @@ from edgeyolo.export.labels import LabelledSet
 from edgeyolo.export.ledger import Ledger, measure
 from edgeyolo.export.ledger_stages import Stage, float_stages, onnx_heads
 from edgeyolo.export.mobile_candidates import Candidates, make_candidates
-from edgeyolo.export.mobile_choice import Choice, decide, default_choice, measure_here, measured_there, place_of
+from edgeyolo.export.mobile_choice import (
+    BROWSER,
+    Choice,
+    decide,
+    default_choice,
+    measure_here,
+    measured_there,
+    place_of,
+)
 from edgeyolo.export.mobile_golden import mobile_golden
 from edgeyolo.export.ort_files import ort_files
 from edgeyolo.export.pictures import PictureSet
@@ -32,6 +41,7 @@ from edgeyolo.lower.mobile.half import to_half
 from edgeyolo.lower.mobile.quantise import quantise_mobile
 from edgeyolo.lower.tensorrt.quantise import Int8Config, Int8Result
 from edgeyolo.mobile import (
+    CPU,
     SAMPLE,
     MobileBoard,
     check_host,
@@ -92,12 +102,19 @@ class MobileRequest:
     def of(cls, output: Path, options: Mapping[str, Any]) -> MobileRequest:
         """Read the command line's options; what cannot work is refused before any work."""
         board = load_mobile(options["board"])
-        choose_provider(board, options["provider"])
+        provider = choose_provider(board, options["provider"])
         if options["auto"]:
             check_host(board)
         ways = ("auto", "measured", "candidates", "precision")
         if len(given := [f"--{name}" for name in ways if options[name]]) > 1:
             raise InputError("each of these is another way to choose", got=", ".join(given), hint="keep one of them")
+        if provider != CPU and (options["auto"] or options["measured"]):
+            raise InputError(
+                "what is measured is the CPU provider, which says nothing about another one", got=provider,
+                hint="measure the bundle with that provider on the device, then choose with --precision",
+            )  # fmt: skip
+        if options["measured"] is not None:
+            read_records(options["measured"])  # what cannot be read is said before any work
         if options["golden"] < 1:
             raise InputError("a bundle needs golden pictures", where="--golden", got=options["golden"], allowed="1 ...")
         drop = options["max_drop"]
@@ -234,11 +251,13 @@ def _choose(model: ir.Model, pictures: PictureSet, request: MobileRequest, log: 
     with log.stage("measure") as details:
         made = make_candidates(model, pictures, board, keep)
         if request.measured is not None:
-            records = measured_there(made, request.measured)
-            where = place_of(records["fp32"], request.measured)
+            records = measured_there(made, request.measured, board)
+            first = records["fp32"]
+            where = place_of(first, request.measured)
+            threads = None if first.backend.startswith(BROWSER) else first.threads
         else:
-            records, where = measure_here(made, pictures, host_threads(board), log), "here"
-        choice = decide(records, made.keep_float, where)
+            records, where, threads = measure_here(made, pictures, host_threads(board), log), "here", None
+        choice = replace(decide(records, made.keep_float, where), threads=threads)
         details.append(choice.reason)
     return choice
 
@@ -309,6 +328,7 @@ def _facts(
 ) -> dict[str, Any]:  # fmt: skip
     """Everything the manifest states besides files and detector."""
     session = session_facts(request.board, request.provider)
+    session["threads"] = choice.threads or session["threads"]
     # On x86 ONNX Runtime comes as a full build, which makes more of the .onnx file than an .ort file may hold.
     plain = choice.variant == "fp16" or request.board.machine == "x86_64"
     shipped = f"{choice.variant}.{'onnx' if plain else 'ort'}"

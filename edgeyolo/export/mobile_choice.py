@@ -15,16 +15,17 @@ import numpy as np
 import onnx_ir as ir
 from PIL import Image
 
-from edgeyolo.bench.compare import round_totals
+from edgeyolo.bench.compare import milliseconds, round_totals
 from edgeyolo.bench.contenders import Variants, find_contenders
 from edgeyolo.bench.harness import Plan
 from edgeyolo.bench.harness import measure as run_contenders
 from edgeyolo.bench.record import RunRecord, read_records
-from edgeyolo.bench.stats import MIN_ROUNDS, ratio
+from edgeyolo.bench.stats import TimeRatio, ratio
 from edgeyolo.bundle import sha256
-from edgeyolo.errors import InputError
+from edgeyolo.errors import InputError, printable
 from edgeyolo.export.mobile_candidates import PICTURES, Candidates
 from edgeyolo.export.pictures import PictureSet
+from edgeyolo.lower.mobile.placement import place
 from edgeyolo.mobile import MobileBoard
 from edgeyolo.progress import Log
 from edgeyolo.quant.plan import conv_roles
@@ -32,7 +33,10 @@ from edgeyolo.quant.plan import conv_roles
 PLAN = Plan(seconds=3.0, frames=30, warmup=5.0)
 BROWSER = "ort-web"
 """What the backends of a page are called."""
-AGAIN = "write them with --candidates and all other options as they are now, and measure them in one run"
+AGAIN = (
+    "write them with --candidates and the same model, --calib, --calib-limit, --board and --keep-float, then measure "
+    "them in one run"
+)
 
 
 @dataclass(frozen=True)
@@ -44,12 +48,14 @@ class Choice:
         keep_float: layers that the int8 graph keeps float.
         reason: why, for people.
         records: what was measured; empty where nothing was.
+        threads: with which it was measured on the device, if it was.
     """
 
     variant: str
     keep_float: tuple[str, ...]
     reason: str
     records: tuple[RunRecord, ...] = ()
+    threads: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The decision, and milliseconds a frame by candidate; all else stands in the measurement's file."""
@@ -64,7 +70,7 @@ def _total(record: RunRecord) -> float | None:
 
     All candidates see the same pictures, so what surrounds the network is the same for all of them.
     """
-    return float(record.ms["total"]["p50"]) if record.ms and record.status != "failed" else None
+    return None if record.status == "failed" else milliseconds(record)
 
 
 def default_choice(
@@ -75,7 +81,8 @@ def default_choice(
         slow = variant == "fp16" and not board.fp16_kernels
         doubt = f"; on the CPU of {board.name} ONNX Runtime converts float16 to float32 and back, which costs time"
         return Choice(variant, keep_float, f"--precision{doubt * slow}")
-    roles = {role for played in conv_roles(model).values() for role in played}
+    played = conv_roles(model)
+    roles = {role for name in place(model, keep_float).weighted for role in played.get(name, ())}
     if slow_roles := sorted(roles & set(board.slow_int8)):
         reason = (
             f"the network has {' and '.join(slow_roles)} layers, and int8 was measured to be slower than float32 with "
@@ -115,32 +122,60 @@ def measure_here(made: Candidates, pictures: PictureSet, threads: int, log: Log)
     return dict(zip(made.graphs, records, strict=True))
 
 
-def measured_there(made: Candidates, results: Path) -> dict[str, RunRecord]:
+def measured_there(made: Candidates, results: Path, board: MobileBoard) -> dict[str, RunRecord]:
     """The records of the candidates in a results file from a device, whatever else is in it.
 
-    Candidates are recognised by their hash. What counts is the latest run that has float32 and int8, and of that run
-    the backend and number of threads with the quickest frame.
+    Candidates are recognised by their hash. What counts is ONNX Runtime on the board's kind of processor, or in a
+    browser; of that the latest whole run with float32 and int8; and of the run the number of threads with the quickest
+    frame, the board's own number first.
 
     Raises InputError: no such file, no candidate of this model in it, or never both in one run.
     """
     names: dict[str, list[str]] = {}
     for name, data in made.graphs.items():
         names.setdefault(sha256(data), []).append(name)
-    groups: dict[tuple[str, str, str, int], dict[str, RunRecord]] = {}
+    groups: dict[tuple[Any, ...], dict[str, RunRecord]] = {}
     everything = read_records(results)
     for record in everything:
-        if record.scenario == "SingleStream" and record.batch == 1:
-            group = groups.setdefault((record.started, record.run, record.backend, record.threads), {})
-            group |= dict.fromkeys(names.get(record.model_sha256, ()), record)
+        if _suits(record, board):
+            group = groups.setdefault(_conditions(record), {})
+            group |= {name: record for name in names.get(record.model_sha256, ()) if name not in group}
     if not any(groups.values()):
-        got = ", ".join(sorted({record.model for record in everything}))[:200]
-        raise InputError("no candidate of this export was measured", where=results, got=got, hint=AGAIN)
+        got = printable(", ".join(sorted({f"{r.model} in {r.backend}, {r.status}" for r in everything})))[:300]
+        allowed = f"whole runs of ONNX Runtime on {board.machine} or in a browser"
+        raise InputError(
+            "no candidate of this export was measured", where=results, got=got, allowed=allowed, hint=AGAIN
+        )
     usable = {key: group for key, group in groups.items() if _decides(group, made.keep_float)}
     if not usable:
         raise InputError("float32 and int8 of this export were not measured together", where=results, hint=AGAIN)
-    latest = max(usable)[:2]
-    best = min((group for key, group in usable.items() if key[:2] == latest), key=_quickest)
+    latest = max(key[:2] for key in usable)
+    of_run = [group for key, group in usable.items() if key[:2] == latest]
+    as_board = [group for group in of_run if group["fp32"].threads == board.threads]
+    best = min(as_board or of_run, key=_quickest)
     return {name: best[name] for name in made.graphs if name in best}
+
+
+def _suits(record: RunRecord, board: MobileBoard) -> bool:
+    """Whether a record says how long a frame takes on such a board; half a measurement decides nothing."""
+    single = record.scenario == "SingleStream" and record.batch == 1 and record.status != "stopped"
+    if record.backend.startswith(BROWSER):
+        return single
+    return single and record.backend == "ort" and record.machine.get("machine") == board.machine
+
+
+def _conditions(record: RunRecord) -> tuple[Any, ...]:
+    """What records must have in common to be compared, the run first."""
+    setting = tuple(float(record.setting[key]) for key in ("conf", "iou", "max_det"))
+    where = (record.backend, record.threads, _device(record))
+    return record.started, record.run, *where, *setting, record.generator, record.pictures
+
+
+def _device(record: RunRecord) -> str:
+    """The processor; of a page what its label ends with."""
+    if record.backend.startswith(BROWSER):
+        return record.contender.rpartition(" on ")[2]
+    return str(record.machine.get("cpu") or "the device")
 
 
 def _decides(group: Mapping[str, RunRecord], int8: Collection[str]) -> bool:
@@ -168,12 +203,16 @@ def decide(records: Mapping[str, RunRecord], keeps: Mapping[str, tuple[str, ...]
     if "fp32" not in times:
         got = records["fp32"].reason
         raise InputError("float32 could not be measured", got=got, hint="choose with --precision instead")
-    figures = ", ".join(f"{name} {ms:.2f} ms" for name, ms in times.items())
+    ratios = {name: _ratio(record, records["fp32"]) for name, record in records.items() if name in times}
+    notes = [f"{name} {ms:.2f} ms" for name, ms in times.items()]
+    notes += [f"{name} failed ({printable(str(r.reason))[:80]})" for name, r in records.items() if name not in times]
+    few = [name for name, found in ratios.items() if found is None and name != "fp32"]
+    notes += [f"too few rounds of {', '.join(few)} to judge by, measure for longer"] if few else []
     if records["fp32"].backend.startswith(BROWSER):
-        figures += "; a browser's kernels are not those of a native app"
+        notes.append("a browser's kernels are not those of a native app")
+    figures, found = ", ".join(notes), tuple(records.values())
     keep = keeps[min((name for name in keeps if name in times), key=times.__getitem__, default=next(iter(keeps)))]
-    faster = [name for name in times if _surely_faster(records[name], records["fp32"])]
-    found = tuple(records.values())
+    faster = [name for name, each in ratios.items() if each is not None and each.high < 1]
     if not faster:
         return Choice("fp32", keep, f"nothing is surely faster {where}: {figures}", found)
     best = min(faster, key=times.__getitem__)
@@ -181,16 +220,16 @@ def decide(records: Mapping[str, RunRecord], keeps: Mapping[str, tuple[str, ...]
     return Choice(variant, keeps.get(best, keep), f"{best} is the fastest {where}: {figures}", found)
 
 
-def _surely_faster(record: RunRecord, reference: RunRecord) -> bool:
-    """Over the rounds that both have, which ran next to each other."""
+def _ratio(record: RunRecord, reference: RunRecord) -> TimeRatio | None:
+    """Of the median totals over the rounds that both have, which ran next to each other; None where they are few."""
     own, other = round_totals(record), round_totals(reference)
     if record is reference or own is None or other is None:
-        return False
+        return None
     count = min(len(own), len(other))
-    return count >= MIN_ROUNDS and ratio(own[:count], other[:count]).high < 1
+    return ratio(own[:count], other[:count])
 
 
 def place_of(record: RunRecord, results: Path) -> str:
     """Where a record of ``measured_there`` comes from, for people."""
-    device = record.machine.get("cpu") or record.contender.partition(" on ")[2] or "the device"
-    return f"on {str(device)[:80]} ({record.backend}, {record.threads} thread(s); {results.name})"
+    text = f"on {_device(record)[:80]} ({record.backend[:40]}, {record.threads} thread(s); {results.name})"
+    return printable(text).replace("\n", " ")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
 
 from edgeyolo.errors import UnsupportedError
 from edgeyolo.passes.graph import constant, ints, with_types
@@ -64,6 +65,8 @@ def with_opset(model: ir.Model, opset: int) -> ir.Model:
         copy.metadata_props.update(model.metadata_props)
         return copy
     copy = with_types(model)
+    if copy.functions:  # their operators are of that opset too
+        copy = with_types(common_passes.InlinePass()(copy).model)
     nodes = list(ir.traversal.RecursiveGraphIterator(copy.graph)) if opset < present else []
     if missing := sorted({text for node in nodes if (text := _lower(node, present, opset)) is not None}):
         raise UnsupportedError(
@@ -71,9 +74,9 @@ def with_opset(model: ir.Model, opset: int) -> ir.Model:
             hint="choose another --board, with a newer runtime, or export the model with an older opset",
         )  # fmt: skip
     copy.graph.opset_imports[""] = opset
-    # A runtime that ends at this opset ends at the file format of its time too. Functions came with format 8.
+    # A runtime that ends at this opset ends at the file format of its time too.
     newest = helper.find_min_ir_version_for([helper.make_opsetid("", opset)])
-    copy.ir_version = min(copy.ir_version, max(newest, 8) if copy.functions else newest)
+    copy.ir_version = min(copy.ir_version, newest)
     return copy
 
 

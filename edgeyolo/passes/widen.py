@@ -200,10 +200,9 @@ def _spread(
         return new_initializer(graph, f"{value.name}.wide", _filled(_filled(array, rows, 0), columns, 0, axis=1))
     codes, scale, zero = (constant(each) for each in reader.inputs)
     assert codes is not None and scale is not None and zero is not None
-    fill = zero.flat[0]
-    arrays = [
-        _filled(_filled(codes, rows, fill), columns, fill, axis=1), _filled(scale, rows, 1), _filled(zero, rows, fill)
-    ]  # fmt: skip
+    fill, like = zero.flat[0], scale.flat[0]  # the bias's scale stays the product of the input's and the weights'
+    wider = _filled(_filled(codes, rows, fill), columns, fill, axis=1)
+    arrays = [wider, _filled(scale, rows, like), _filled(zero, rows, fill)]
     inputs = [
         new_initializer(graph, f"{each.name}.wide", array)
         for each, array in zip(reader.inputs, arrays, strict=True)
