@@ -205,6 +205,7 @@ def test_the_way_over_a_device(tiny: Tiny, tmp_path: Path) -> None:
     files = sorted(there.glob("*.onnx"))
     assert {f.stem for f in files} >= {"fp32", "fp16", "int8", "int8-1"} and "--measured device.jsonl" in said
     assert "name one of its files" in refusal("detect", there, tiny.pictures)
+    assert f"name its files: {there}/*.onnx" in refusal("benchmark", there).replace("\n", " ")
     succeed("benchmark", *files, "--backend", "ort", "--images", tiny.pictures, "--seconds", 0, "--frames", 1,
             "--warmup", 0, "--json", results)  # fmt: skip
     assert "on aarch64 or in a browser" in refusal(

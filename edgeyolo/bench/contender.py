@@ -147,7 +147,8 @@ class Process:
         self._errors.close()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
-                stream.close()
+                with suppress(OSError):  # what was not read before the end is left in it
+                    stream.close()
 
     def _ask(self, limit: float = ANSWER_SECONDS, /, **request: Any) -> dict[str, Any]:
         assert self._process.stdin is not None

@@ -131,6 +131,7 @@ def _kind(model: Path) -> str:
     if not model.exists() or kind not in SUITABLE:
         allowed = "a bundle, .onnx, .cfg (with --weights) or .tflite"
         raise InputError(
-            "no such model" if not model.exists() else "unknown kind of model", where=model, allowed=allowed
-        )
+            "no such model" if not model.exists() else "unknown kind of model", where=model, allowed=allowed,
+            hint=f"name its files: {model}/*.onnx" if model.is_dir() else None,
+        )  # fmt: skip
     return kind
