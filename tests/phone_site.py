@@ -36,6 +36,10 @@ class Site:
     def url(self) -> str:
         return self.server.urls()[0]
 
+    def written(self, count: int = 1) -> bool:
+        """Whether there are so many records, and all of them are in the file."""
+        return len(self.desk.records) >= count and not self.desk.unsaved
+
     def get(self, path: str) -> tuple[int, bytes, Any]:
         """Fetch what stands at a path behind the secret."""
         return self.ask(self.url + path)

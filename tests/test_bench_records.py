@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -117,6 +118,28 @@ def test_half_a_line_costs_itself_only(tmp_path):
     path.write_text(path.read_text()[:-300] + line.rstrip("\n"))
     append_records(path, [record("c")])
     assert [r.contender for r in read_records(path)] == ["a", "b", "c"], "only its end was missing"
+    for length in (1, 15, 300):
+        path.write_text(path.read_text() + line[:length])
+        append_records(path, [record("d")])
+    assert [r.contender for r in read_records(path)] == ["a", "b", "c", "d", "d", "d"]
+    path.write_text(path.read_text() + "something else\n")
+    with pytest.raises(InputError, match="line 10"):
+        read_records(path)
+
+
+def test_a_disk_that_fills_is_told_and_costs_no_other_record(tmp_path):
+    path = tmp_path / "results.jsonl"
+    append_records(path, [record("a")])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 100, limits[1]))
+    try:
+        for _ in range(2):
+            with pytest.raises(InputError, match="cannot write the results"):
+                append_records(path, [record("b")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    append_records(path, [record("b")])
+    assert [r.contender for r in read_records(path)] == ["a", "b"]
 
 
 def test_what_is_not_a_number_is_not_written(tmp_path):

@@ -121,7 +121,7 @@ def test_a_phone_that_was_offline_delivers_all_of_its_frames_as_another_run(part
         hurry(here)
         patch(here, b"MOST_ROWS = 5000;", b"MOST_ROWS = 50;")  # so that they come back in several reports
         with browsing(here.url + "?auto=1&frames=300", tmp_path / "profile"):
-            wait_for(lambda: len(here.desk.records) == 2, f"second record; the server said {here.lines}")
+            wait_for(lambda: here.written(2), f"second record; the server said {here.lines}")
         first, second = read_records(here.results)
     assert (first.status, first.reason) == ("stopped", GONE) and 0 < first.frames < 300
     assert (second.status, second.frames) == ("ok", 300) and second.run != first.run

@@ -102,6 +102,14 @@ def little_memory(here: Site) -> None:
 
 TURN = b"for (const picture of pictures) measured("
 LOST = b"if (part.at === 4 && number === 2) throw new Error('lost'); " + TURN
+FREED = b"""
+const release = session.release.bind(session);
+session.release = async () => {
+  await fetch("freed", { method: "POST", body: JSON.stringify({ name: model.name }) });
+  return release();
+};
+return new Network("""
+"""Tells whose memory is given back."""
 
 
 def in_other_formats(bundle: Path, pictures: Path, folder: Path) -> list[Any]:
@@ -123,14 +131,18 @@ def test_a_model_that_is_wrong_too_large_or_lost_costs_its_own_record_only(parts
     served = {
         "models": [large, *parts["models"], lost, *others], "golden": [golden[0], *golden, golden[1], *wanted]
     }  # fmt: skip
+    freed: list[str] = []
     with site(**{**parts, **served}, results=tmp_path / "r.jsonl") as here:
         hurry(here)
         little_memory(here)
         patch(here, TURN, LOST)
+        patch(here, b"return new Network(", FREED)
+        here.server.posts["freed"] = lambda data: freed.append(data["name"]) or {}
         shown = probe(here)
         with browsing(here.url + "?auto=1&frames=10&model=all", tmp_path / "profile"):
             wait_for(lambda: shown, f"page that has ended; the server said {here.lines}")
         records = read_records(here.results)
+    assert freed == [parts["models"][2].name, "phone/lost.onnx"]
     ends = [("failed", 0), ("ok", 10), ("ok", 10), ("failed", 0), ("failed", sum(records[1].rounds[:2])),
             ("ok", 10), ("ok", 10)]  # fmt: skip
     assert [(record.status, record.frames) for record in records] == ends, records
@@ -169,3 +181,28 @@ def test_a_page_that_is_left_delivers_the_last_frames_of_every_model_first(parts
     assert {(record.run, record.status) for record in records} == {(records[0].run, "stopped")}
     assert all(len(record.rounds) > 1 for record in records)
     assert not any("left after" in line for line in here.lines), here.lines
+
+
+STOP = b"""
+const stopping = setInterval(() => {
+  if (!current?.frames.some((row) => row[1] > 0)) return;
+  clearInterval(stopping);
+  if (element("start").textContent === "Stop") element("start").click();
+}, 20);
+"""
+DEAF = b"Object.defineProperty(navigator, 'gpu', { value: { requestAdapter: () => new Promise(() => null) } });"
+
+
+def test_stop_keeps_what_was_measured_and_a_gpu_that_never_answers_stops_nobody(parts, tmp_path):
+    with site(**parts, results=tmp_path / "r.jsonl") as here:
+        hurry(here)
+        patch(here, b"HINT_MS = 3000;", b"HINT_MS = 100;")
+        extend(here, "page.js", STOP)
+        extend(here, "device.js", DEAF)
+        shown = probe(here)
+        with browsing(here.url + "?auto=1&frames=5000", tmp_path / "profile"):
+            wait_for(lambda: shown, f"page that has ended; the server said {here.lines}")
+        records = read_records(here.results)
+    assert {(record.status, record.reason) for record in records} == {("stopped", "the user stopped it")}, records
+    assert all(0 < record.frames < 5000 and record.machine["gpu"] is None for record in records)
+    assert "Stopped: the user stopped it" in shown["state"]

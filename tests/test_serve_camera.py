@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from phone_browser import browsing, extend, hurry, needs_browser, wait_for
+from phone_browser import browsing, extend, hurry, needs_browser, patch, wait_for
 from phone_site import Site, site, tiny_models
 from tiny_models import Tiny, succeed
 
@@ -114,3 +114,58 @@ def test_without_a_camera_there_is_a_failed_record_that_says_why(parts, tmp_path
         (record,) = read_records(here.results)
     assert record.status == "failed" and record.frames == 0 and " camera on " in record.contender
     assert "the camera cannot be used: " in record.reason and why in record.reason and record.reason in told["state"]
+
+
+MUTED = b"""
+const muted = () => {
+  const canvas = document.createElement("canvas");
+  canvas.getContext("2d");
+  const stream = canvas.captureStream(0);
+  streams.push({ track: stream.getVideoTracks()[0] });
+  return stream;
+};
+navigator.mediaDevices.getUserMedia = async () => muted();
+"""
+"""A camera that gives no picture."""
+
+
+def test_a_camera_that_gives_no_first_picture_is_switched_off_and_said(parts, tmp_path):
+    with site(**parts, results=tmp_path / "r.jsonl") as here:
+        patch(here, b"SILENCE_MS = 5000;", b"SILENCE_MS = 300;")
+        told = run_page(here, "frames=5&model=0", tmp_path, more=MUTED)
+        (record,) = read_records(here.results)
+    assert (record.status, record.frames) == ("failed", 0) and "it gave no picture for 0.3 s" in record.reason
+    assert told["streams"] == [{"state": "ended"}] and record.reason in told["state"]
+
+
+HIDE = b"""
+Object.defineProperty(document, "hidden", { get: () => true });
+document.dispatchEvent(new Event("visibilitychange", { bubbles: true }));
+"""
+LATE = b"""
+navigator.mediaDevices.getUserMedia = async () => {
+  await new Promise((resolve) => setTimeout(resolve, 200));
+  const [button, waiting] = [element("start"), element("state").textContent];
+  (() => { ACT })();
+  await new Promise((resolve) => setTimeout(resolve, 200));
+  setTimeout(() => {
+    const body = JSON.stringify({ state: streams[0].track.readyState, waiting });
+    fetch("late", { method: "POST", body });
+  }, 200);
+  return muted();
+};
+"""
+"""A camera that is allowed after something else has ended the measurement."""
+
+
+@pytest.mark.parametrize(("act", "why"), [(b"button.click()", "the user stopped it"), (HIDE, "the page went to the")])
+def test_waiting_for_a_camera_ends_with_the_measurement(parts, tmp_path, act, why):
+    late: dict[str, Any] = {}
+    with site(**parts, results=tmp_path / "r.jsonl") as here:
+        extend(here, "page.js", b"const streams = [];" + MUTED + LATE.replace(b"ACT", act))
+        here.server.posts["late"] = lambda data: late.update(data) or {}
+        with browsing(here.url + "?auto=1&source=camera&model=0", tmp_path / "profile", FAKE):
+            wait_for(lambda: late and here.written(), f"late camera; the server said {here.lines}")
+        (record,) = read_records(here.results)
+    assert (record.status, record.frames) == ("stopped", 0) and record.reason.startswith(why)
+    assert late["state"] == "ended" and late["waiting"].startswith("Waiting for the camera")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from phone_browser import wait_for
 from phone_site import Site, site, tiny_models
 from tiny_models import Tiny, succeed
 
@@ -16,6 +17,7 @@ from edgeyolo.bench.record import RunRecord, append_records, read_records
 from edgeyolo.bench.stats import MIN_ROUNDS, ratio
 from edgeyolo.errors import InputError
 from edgeyolo.serve import desk as desks
+from edgeyolo.serve.served import all_served
 
 BEGIN = {"source": "golden", "backend": "wasm", "threads": 1, "system": "Android", "device": "", "machine": {}}
 NAMES = ("fp32.onnx", "fp16.onnx", "int8.onnx")
@@ -42,6 +44,7 @@ def begin(here: Site, **changes: Any) -> dict[str, Any]:
     session = here.post("open", {})[1]["session"]
     status, answer = here.post("start", {"session": session, "models": [0, 1, 2], **BEGIN, **changes})
     assert status == 200, answer
+    here.report(answer["run"], [], outcomes=[{"golden": "same boxes"}] * len(changes.get("models", NAMES)))
     return {"session": session, **answer}
 
 
@@ -104,7 +107,7 @@ def test_whoever_goes_away_in_the_middle_leaves_every_models_frames(parts, tmp_p
         here.report(page["run"], in_turns(6, {0: 20, 1: 30, 2: 10})[:-1], outcomes=[{}, {"failed": "wrong"}, {}])
         if how == "silent":
             now[0] = desks.SILENCE_SECONDS + 1
-            here.desk.sweep()
+            wait_for(here.written, "records")
         elif how == "closed":
             here.post("leave", {"session": page["session"]})
         else:
@@ -161,8 +164,22 @@ def test_a_device_is_called_what_the_user_calls_it(here):
 def test_camera_frames_are_never_compared_with_golden_pictures(here, tmp_path):
     golden, camera = one_record(here), one_record(here, source="camera", machine={"camera": "640x480"})
     assert camera.contender == "fp32.onnx ort-web wasm x1 camera on Android (page 2)"
-    assert (camera.frames, camera.pictures, camera.machine) == (12, 12, {"camera": "640x480"})
+    facts = {"camera": "640x480", "device": "Android", "golden": "same boxes"}
+    assert (camera.frames, camera.pictures, camera.machine) == (12, 12, facts)
     for name, record in (("a", replace(golden, pictures=12)), ("b", camera)):
         append_records(tmp_path / name, [record])
     with pytest.raises(InputError, match="nothing in these files can be compared"):
         compare_files(tmp_path / "a", tmp_path / "b")
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(parts, tmp_path, monkeypatch):
+    files = ["a/before/yf.onnx", "a/after/yf.onnx", "b/after/yf.onnx", "other.onnx"]
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(parts["models"][0].data)
+    monkeypatch.chdir(tmp_path / "a" / "before")
+    named = ["yf.onnx", "../after/yf.onnx", "../../b/after/yf.onnx", "../../other.onnx"]
+    assert [model.name for model in all_served([Path(name) for name in named])] == [
+        "before/yf.onnx", "a/after/yf.onnx", "b/after/yf.onnx", "other.onnx",
+    ]  # fmt: skip
+    assert [model.name for model in all_served([Path("yf.onnx")] * 2)] == ["yf.onnx"] * 2

@@ -1,7 +1,8 @@
 """Two results files side by side: what is slower in the second than in the first, and how sure that is.
 
-Contenders are matched by what was asked: model name, backend, threads, batch, scenario and thresholds. The model's hash
-may differ, that is what a comparison is for. A ratio is b / a of milliseconds, so that more than 1 is slower.
+Contenders are matched by what was asked: model name, backend, threads, batch, scenario and thresholds, and those of a
+page by the device that it ran on. The model's hash may differ, that is what a comparison is for. A ratio is b / a of
+milliseconds, so that more than 1 is slower.
 """
 
 from __future__ import annotations
@@ -169,7 +170,7 @@ def compare_files(a: Path, b: Path, max_slowdown: float | None = None) -> Compar
     if not pairs:
         raise InputError(
             "no contender in common", got=f"{a}: {_listed(only_a)}; {b}: {_listed(only_b)}",
-            allowed="the same model name, backend, threads, batch and scenario in both",
+            allowed="the same model name, backend, threads, batch and scenario in both, of a page the same device too",
         )  # fmt: skip
     matches = _distinct([_match(before, after, max_slowdown or LIMIT) for before, after in pairs])
     if all(m.verdict in (UNLIKE, FAILED) for m in matches):
@@ -193,6 +194,7 @@ class _Asked(NamedTuple):
     threads: int
     batch: int
     scenario: str
+    device: str
     generator: str
     conf: float
     iou: float
@@ -202,13 +204,19 @@ class _Asked(NamedTuple):
     def of(cls, r: RunRecord) -> _Asked:
         generator = r.generator.split(maxsplit=1)[:1]
         return cls(
-            r.model, r.backend, r.threads, r.batch, r.scenario, generator[0] if generator else "",
+            r.model, r.backend, r.threads, r.batch, r.scenario, _device(r), generator[0] if generator else "",
             r.setting["conf"], r.setting["iou"], r.setting["max_det"],
         )  # fmt: skip
 
 
+def _device(record: RunRecord) -> str:
+    """What a page ran on; records of this machine's own backends have nothing there."""
+    device = record.machine.get("device")
+    return device if isinstance(device, str) else ""
+
+
 _THRESHOLDS = ("conf", "iou", "max_det")
-_NAME = slice(0, 5)
+_NAME = slice(0, 6)
 """Of ``_Asked``: with these equal and others not, there is a contender in both files and no ratio."""
 _Side = dict[_Asked, list[RunRecord]]
 
@@ -340,7 +348,8 @@ def _distinct(matches: Iterable[Match]) -> tuple[Match, ...]:
 
 def _full(record: RunRecord) -> str:
     s = record.setting
-    words = (record.model[:LABEL], f"{record.backend[:LABEL]} x{record.threads}", f"batch {record.batch}")
+    words = [record.model[:LABEL], f"{record.backend[:LABEL]} x{record.threads}", f"batch {record.batch}"]
+    words += [f"on {device[:LABEL]}"] if (device := _device(record)) else []
     return ", ".join((*words, *(f"{key} {s[key]:g}" for key in _THRESHOLDS), record.scenario))
 
 

@@ -109,7 +109,8 @@ def append_records(path: Path, records: Iterable[RunRecord]) -> None:
     """Add lines to a results file; those that are there stay, whatever happens.
 
     All lines are one write, so that two runs may share a file; half a line that an earlier one left is ended first.
-    Raises InputError if the file cannot be written.
+    Raises InputError if the file cannot be written. A disk that fills leaves half a line: it cannot be cut off, since
+    the other run may have gone on behind it, but readers skip it.
     """
     data = "".join(record.to_line() for record in records).encode()
     try:
@@ -118,7 +119,8 @@ def append_records(path: Path, records: Iterable[RunRecord]) -> None:
             if stream.seekable() and stream.seek(0, os.SEEK_END):
                 stream.seek(-1, os.SEEK_END)
                 data = (b"" if stream.read(1) == b"\n" else b"\n") + data
-            stream.write(data)
+            while data:  # where only a part fits, the next attempt says why
+                data = data[stream.write(data) :]
             with suppress(OSError):  # a pipe cannot be synchronised
                 os.fsync(stream.fileno())
     except OSError as error:
@@ -140,7 +142,7 @@ def _existing(folder: Path) -> Path:
 def read_records(path: Path) -> list[RunRecord]:
     """All records of a results file, which may come from anywhere.
 
-    Half a last line, which a run that was killed leaves, is not one of them.
+    Half a line, which a run that was killed or a disk that was full leaves, is not one of them.
     Raises InputError: missing, too large, not such a file, or of a newer schema; it names the line.
     """
     try:
@@ -149,21 +151,24 @@ def read_records(path: Path) -> list[RunRecord]:
         text = path.read_text("utf-8")
     except (OSError, ValueError) as error:
         raise InputError("cannot read the results", where=path, got=str(error)[:200]) from error
-    lines = text.split("\n")
-    torn = len(lines) - 1 if lines[-1] and len(lines) > 1 and not _is_json(lines[-1]) else len(lines)
-    found = [(number, line) for number, line in enumerate(lines[:torn], 1) if line.strip()]
-    records = [parse_record(line, f"{path}, line {number}") for number, line in found]
+    records = []
+    for number, line in enumerate(text.split("\n"), 1):
+        try:
+            records += [parse_record(line, f"{path}, line {number}")] if line.strip() else []
+        except InputError:
+            if not _is_half(line):
+                raise
     if not records:
         raise InputError("there are no results in this file", where=path, hint="edgeyolo benchmark --json writes some")
     return records
 
 
-def _is_json(line: str) -> bool:
-    try:
+def _is_half(line: str) -> bool:
+    """Whether this is the beginning of a record whose end is missing."""
+    with suppress(ValueError, RecursionError):
         json.loads(line)
-    except (ValueError, RecursionError):
         return False
-    return True
+    return line.startswith(_BEGIN) or _BEGIN.startswith(line)
 
 
 def parse_record(line: str, where: str) -> RunRecord:
@@ -241,6 +246,7 @@ def _any_object(value: Any) -> bool:
     return isinstance(value, dict)
 
 
+_BEGIN = '{"schema":'
 _SPREAD = {f.name for f in fields(Spread)}
 _RULES: dict[str, Rule] = {
     **dict.fromkeys(("run", "started", "contender", "model", "model_sha256"), _text),

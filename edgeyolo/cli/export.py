@@ -19,8 +19,8 @@ Examples:
   edgeyolo export yolo.cfg --weights yolo.weights --calib pictures/ --target fpga --bits 4 -o out/fpga
   edgeyolo export yolo.cfg --weights yolo.weights --calib pictures/ --target tensorrt --board orin-nano -o out/trt
   edgeyolo export yolo.cfg --weights yolo.weights --calib pictures/ --target mobile --board raspberry-pi-5 -o out/pi
-  edgeyolo export yolo.cfg --weights yolo.weights --calib pictures/ --target mobile --candidates -o out/candidates
-  edgeyolo export yolo.cfg --weights yolo.weights --calib pictures/ --target mobile --measured phone.jsonl -o out/phone
+  edgeyolo export yolo.cfg --weights yolo.weights --calib pictures/ --target mobile --candidates -o out/measure
+  edgeyolo export yolo.cfg --weights yolo.weights --calib pictures/ --target mobile --measured phone.jsonl -o out/pi
   edgeyolo export yolo.cfg --weights yolo.weights --target onnx --decode --nms --dynamic-batch -o yolo.onnx
   edgeyolo export model.onnx --calib list.txt --target fpga --bits 4 --keep first,head,depthwise=8 --layout tiled
   edgeyolo export model.onnx --calib coco128/train --data coco128/val --target fpga --format bin,mem --max-drop 0.01

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import signal
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -31,7 +31,7 @@ Examples:
 Open the printed address in the browser of a phone in the same network. Several models are measured in turns, with
 ratios to the first. Over plain http a browser gives such a page one thread, no WebGPU and no camera; `adb reverse
 tcp:8000 tcp:8000` and the localhost address on an Android phone, or --cert and --key, give all of it (docs/phone.md).
-Ctrl-C ends the server and prints what came in, and so does SIGTERM.
+Ctrl-C ends the server and prints what came in, and so do SIGTERM and SIGHUP.
 
 Exit codes: 0 done, 2 bad input, or a record that could not be written.
 """
@@ -56,19 +56,20 @@ def serve(
 ) -> None:  # fmt: skip
     """Serve a page on which any phone of the network measures and checks every MODEL (.onnx or bundle)."""
     from edgeyolo.bench.frames import Setting
+    from edgeyolo.bench.harness import ending_like_ctrl_c
     from edgeyolo.bench.record import append_records
     from edgeyolo.progress import Log
     from edgeyolo.serve.desk import Desk
     from edgeyolo.serve.golden import compute_golden, open_photos
     from edgeyolo.serve.ortweb import find_runtime
-    from edgeyolo.serve.served import served_models
+    from edgeyolo.serve.served import all_served
     from edgeyolo.serve.server import PhoneServer, routes
 
     log = Log()
     if (cert is None) != (key is None):
         raise InputError("https needs both", got="one of them", allowed="--cert FILE --key FILE")
     files = find_runtime(runtime)
-    served = [model for path in models for model in served_models(path)]
+    served = all_served(models)
     setting = Setting(conf, iou, max_det)
     photos = open_photos(images)
     golden = [compute_golden(model, photos, setting) for model in served]
@@ -79,15 +80,18 @@ def serve(
         if results is not None:
             append_records(results, [record])
 
-    desk = Desk(served, setting, len(photos), keep, log.say)
+    def say(text: str) -> None:
+        with suppress(OSError):  # after a SIGHUP there is no terminal; what was measured is kept all the same
+            log.say(text)
+
+    desk = Desk(served, setting, len(photos), keep, say)
     bodies = routes(served, photos, golden, setting, files, frames)
     tls = None if cert is None or key is None else (cert, key)
-    with PhoneServer((host, port), bodies, desk, tls) as server:
+    with PhoneServer((host, port), bodies, desk, tls) as server, ending_like_ctrl_c():
         with suppress(KeyboardInterrupt):
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
             _welcome(server.urls(), results, log)
-            server.serve_forever(poll_interval=0.5)
-        desk.close()
+            server.serve_forever()
+        _close(desk)
     _farewell(desk, results, log)
 
 
@@ -100,6 +104,22 @@ def _welcome(urls: Sequence[str], results: Path | None, log: Log) -> None:
     if results is None:
         log.warn("without --json FILE the results are shown and then forgotten")
     log.say("Ctrl-C ends")
+
+
+def _close(desk: Desk) -> None:
+    """Keep what phones have measured. A second signal, as of a terminal that is closed, does not interrupt that."""
+    closed = threading.Event()
+
+    def close() -> None:
+        try:
+            desk.close()
+        finally:
+            closed.set()
+
+    threading.Thread(target=close).start()
+    while not closed.is_set():
+        with suppress(KeyboardInterrupt):
+            closed.wait()
 
 
 def _farewell(desk: Desk, results: Path | None, log: Log) -> None:

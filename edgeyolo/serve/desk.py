@@ -75,8 +75,9 @@ class Desk:
         say: Callable[[str], None], clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self._models, self._setting, self._pictures = models, setting, pictures
-        self._keep, self._say, self._clock = keep, say, clock
+        self.say, self._keep, self._clock = say, keep, clock
         self._lock = threading.RLock()
+        self._writing = threading.Lock()  # a slow disk makes only those wait who have a record to write
         self._sessions: dict[str, Session] = {}
         self._runs: dict[str, Run] = {}
         self._ends: dict[str, tuple[str, int]] = {}  # finished run -> status and number of frames
@@ -101,7 +102,7 @@ class Desk:
             return self._others(self._touch(posted.text(data, "session")))
 
     def start(self, data: dict[str, Any]) -> dict[str, Any]:
-        """A page begins to measure; a run that it had begun before ends here."""
+        """A page begins to measure; a run that it had begun before ends here, and is kept if it has frames."""
         with self._lock:
             key = self._touch(posted.text(data, "session"))
             models = posted.order(data, "models", len(self._models))
@@ -109,68 +110,82 @@ class Desk:
             threads = posted.count(data, "threads")
             if not 1 <= threads <= 1024:
                 raise RefusedError(400, "threads is out of range")
-            system, device = posted.text(data, "system"), posted.text(data, "device", MAX_NAME).strip()
-            machine = posted.facts(data.get("machine"))
+            system, device = posted.name(data, "system"), posted.name(data, "device", MAX_NAME)
+            machine = {**posted.facts(data.get("machine")), "device": device or system or "a browser"}
             started = datetime.now(timezone.utc).isoformat(timespec="seconds")
             if len(self.records) + sum(len(run.parts) for run in self._runs.values()) + len(models) > MAX_RECORDS:
-                raise RefusedError(503, f"this server has taken {MAX_RECORDS} measurements: start it again")
+                raise RefusedError(503, f"this server has {MAX_RECORDS} records: start it again")
             parts = [Part(self._models[model]) for model in models]
             run = Run(key, parts, backend, threads, machine, started, camera=source == "camera")
             session = self._sessions[key]
-            if session.run is not None:
-                self._end(session.run, "the page began another measurement")
+            if session.run is not None and not self._runs[session.run].frames:
+                self._drop(session.run)
+            replaced = session.run
+            if replaced is not None:
+                self._end(replaced, "the page began another measurement")
             session.system, session.device = system[:MAX_NAME], device
             name = secrets.token_hex(6)
             self._runs[name], session.run = run, name
-            self._say(f"{session.name}: measures {run.label}")
-            return {"run": name, **self._others(key)}
+            self.say(f"{session.name}: measures {run.label}")
+            answer = {"run": name, **self._others(key)}
+        if replaced is not None:
+            self._save()
+        return answer
 
     def report(self, data: dict[str, Any]) -> dict[str, Any]:
         """Frames of a run since the last report; with a ``status`` they are the last, and the records are kept."""
+        name = posted.text(data, "run")
         with self._lock:
-            name, first = posted.text(data, "run"), posted.count(data, "first")
-            status = None if data.get("status") is None else posted.choice(data, "status", ENDS)
-            run = self._runs.get(name)
-            rows = posted.rows(data.get("frames", []), len(self._models) if run is None else len(run.parts))
-            if run is None:
-                return self._again(name, status, first + len(rows))
-            if first > len(run.frames):
-                raise RefusedError(409, "frames are missing before these")
-            rows = rows[len(run.frames) - first :]  # a report whose answer was lost comes again
-            if len(run.frames) + len(rows) > MAX_FRAMES:
-                raise RefusedError(413, f"more than {MAX_FRAMES} frames")
-            posted.check_rounds(rows, run.last_round)
-            self._touch(run.session)
-            outcomes = posted.outcomes(data.get("outcomes"), len(run.parts))
-            version = posted.text(data, "version") if data.get("version") is not None else run.version
-            reason = posted.line(data, "reason")
-            run.frames += rows
-            run.version = version
-            for part, outcome in zip(run.parts, outcomes, strict=True):
-                for key, value in outcome.items():
-                    setattr(part, key, value)
-            if status is None:
-                return self._others(run.session)
-            self._finish(name, status, reason)
+            others = self._take(name, data)
+        if others is not None:
+            return others
+        self._save()
+        with self._lock:
             return self._answer(name)
 
-    def _again(self, name: str, status: str | None, frames: int) -> dict[str, Any]:
-        """The last report of a run has come before, but the phone got no answer. Raises RefusedError: it has not."""
-        if self._ends.get(name) != (status, frames):
-            raise RefusedError(409, "this measurement has ended here: start another one")
-        self._save()
-        return self._answer(name)
+    def _take(self, name: str, data: dict[str, Any]) -> dict[str, int] | None:
+        """What a report says; None where the run has ended. Raises RefusedError or InputError."""
+        first = posted.count(data, "first")
+        status = None if data.get("status") is None else posted.choice(data, "status", ENDS)
+        run = self._runs.get(name)
+        rows = posted.rows(data.get("frames", []), len(self._models) if run is None else len(run.parts))
+        if run is None:
+            if self._ends.get(name) != (status, first + len(rows)):  # else the phone asks for an answer that was lost
+                raise RefusedError(409, "this measurement has ended here: start another one")
+            return None
+        if first > len(run.frames):
+            raise RefusedError(409, "frames are missing before these")
+        rows = rows[len(run.frames) - first :]  # a report whose answer was lost comes again
+        if len(run.frames) + len(rows) > MAX_FRAMES:
+            raise RefusedError(413, f"more than {MAX_FRAMES} frames")
+        posted.check_rounds(rows, run.last_round)
+        self._touch(run.session)
+        outcomes = posted.outcomes(data.get("outcomes"), len(run.parts))
+        version = posted.text(data, "version") if data.get("version") is not None else run.version
+        reason = posted.line(data, "reason")
+        run.frames += rows
+        run.version = version
+        for part, outcome in zip(run.parts, outcomes, strict=True):
+            for key, value in outcome.items():
+                setattr(part, key, value)
+        if status is None:
+            return self._others(run.session)
+        self._finish(name, status, reason)
+        return None
 
     def leave(self, data: dict[str, Any]) -> dict[str, Any]:
         """A page is closed; what it has measured so far is kept."""
         with self._lock:
             key = self._touch(posted.text(data, "session"))
             session = self._sessions[key]
-            if session.run is not None:
-                self._say(f"{session.name}: left after {len(self._runs[session.run].frames)} frames; they are kept")
-                self._end(session.run, "the page was closed")
+            left = session.run
+            if left is not None:
+                self.say(f"{session.name}: left after {len(self._runs[left].frames)} frames; they are kept")
+                self._end(left, "the page was closed")
             del self._sessions[key]
-            return {}
+        if left is not None:
+            self._save()
+        return {}
 
     def runs(self) -> list[Run]:
         """What is being measured now."""
@@ -179,57 +194,71 @@ class Desk:
 
     def sweep(self) -> None:
         """Keep what those measured that have gone away."""
+        now = self._clock()  # whoever has come since is here, even if it waits for the lock
         with self._lock:
-            now = self._clock()
-            for name, run in list(self._runs.items()):
+            gone = [name for name, run in self._runs.items() if now - self._seen(run) > SILENCE_SECONDS]
+            for name in gone:
+                run = self._runs[name]
                 session = self._sessions[run.session]
-                if now - session.seen > SILENCE_SECONDS:
-                    self._say(f"{session.name}: went away after {len(run.frames)} frames; they are kept")
-                    self._end(name, GONE)
+                self.say(f"{session.name}: went away after {len(run.frames)} frames; they are kept")
+                self._end(name, GONE)
+        if gone:
+            self._save()
 
     def close(self) -> None:
         """Keep what is being measured now, and what could not be kept before: the server stops."""
         with self._lock:
             for name in list(self._runs):
                 self._end(name, "the server was stopped")
-            self._save()
+        self._save()
 
     def _end(self, name: str, reason: str) -> None:
-        """Finish a run that nobody waits for."""
+        """Finish a run that nobody waits for; what makes no record is dropped, or it would come again forever."""
         try:
             self._finish(name, "stopped", reason)
-        except InputError as error:
-            self._say(f"there is no record: {error}")
+        except Exception as error:  # whatever it is, the runs of others go on
+            self.say(f"there is no record: {error}")
+            self._drop(name)
+
+    def _drop(self, name: str) -> None:
+        run = self._runs.pop(name, None)
+        if run is not None:
+            self._sessions[run.session].run = None
 
     def _finish(self, name: str, status: str, reason: str | None) -> None:
-        run = self._runs.pop(name)
+        """Make the records of a run, which ``_save`` has to write afterwards. Raises InputError: it stays as it is."""
+        run = self._runs[name]
         session = self._sessions[run.session]
-        session.run = None
-        self._ends[name] = (status, len(run.frames))
         records = records_of(name, run, self._setting, self._pictures, (status, reason), session.label)
-        self.records += records
+        self._drop(name)
+        self._ends[name] = (status, len(run.frames))
         self.unsaved += records
+        self.records += records
         for record in records:
             spread = record.spread("total")
             figures = f"median {spread.p50:.2f} ms" if spread else "nothing measured"
             why = f" ({record.reason})" if record.reason else ""
-            self._say(f"{session.name}: {record.model} {record.status}, {record.frames} frames, {figures}{why}")
-        self._save()
+            self.say(f"{session.name}: {record.model} {record.status}, {record.frames} frames, {figures}{why}")
 
     def _save(self) -> None:
-        """Keep all that is not kept yet; what cannot be waits for the next time."""
-        try:
-            while self.unsaved:
-                self._keep(self.unsaved[0])
-                del self.unsaved[0]
-        except InputError as error:
-            self._say(f"{len(self.unsaved)} not written yet: {error}")
+        """Keep all that is not kept yet; what cannot be waits for the next time. Never under the desk's own lock."""
+        with self._writing:
+            try:
+                while self.unsaved:
+                    self._keep(self.unsaved[0])
+                    with self._lock:
+                        del self.unsaved[0]
+            except InputError as error:
+                self.say(f"{len(self.unsaved)} not written yet: {error}")
 
     def _answer(self, name: str) -> dict[str, Any]:
         """What the phone gets for its last report. Raises RefusedError if the records are not kept yet."""
         if any(record.run == name for record in self.unsaved):
             raise RefusedError(500, "the server cannot write the results; who started it reads why")
         return {"records": [json.loads(record.to_line()) for record in self.records if record.run == name]}
+
+    def _seen(self, run: Run) -> float:
+        return self._sessions[run.session].seen
 
     def _touch(self, key: str) -> str:
         session = self._sessions.get(key)

@@ -36,6 +36,18 @@ def text(data: dict[str, Any], key: str, most: int = MAX_TEXT) -> str:
     return value
 
 
+def name(data: dict[str, Any], key: str, most: int = MAX_TEXT) -> str:
+    """A name as people type it; what does not print, such as an emoji's joiner, is a space. Raises RefusedError."""
+    value = data.get(key)
+    if type(value) is not str or len(value) > most:
+        raise RefusedError(400, f"{key} is not a text of at most {most} characters")
+    return _spaced(value)
+
+
+def _spaced(value: str) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in value).split())
+
+
 def count(data: dict[str, Any], key: str) -> int:
     """A number from 0 on. Raises RefusedError."""
     value = data.get(key)
@@ -68,10 +80,10 @@ def order(data: dict[str, Any], key: str, models: int) -> list[int]:
 
 
 def milliseconds(value: Any) -> float:
-    """Raises RefusedError."""
+    """Rounded as the page rounds them, so that none is too small to divide by. Raises RefusedError."""
     if type(value) not in (int, float) or not 0 <= value <= 1e7:
         raise RefusedError(400, "a time is no number of milliseconds")
-    return float(value)
+    return round(float(value), 4)
 
 
 def rows(value: Any, models: int) -> list[Row]:
@@ -117,7 +129,7 @@ def facts(value: Any) -> dict[str, Any]:
         raise RefusedError(400, f"machine is not an object of at most {MAX_FACTS} facts")
     for key, fact in value.items():
         number = type(fact) in (int, float, bool) and abs(fact) <= MAX_NUMBER
-        words = type(fact) is str and len(fact) <= MAX_TEXT and fact.isprintable()
+        words = type(fact) is str and len(fact) <= MAX_TEXT
         if len(key) > MAX_TEXT or not key.isprintable() or not (fact is None or number or words):
             raise RefusedError(400, "a fact of the machine is neither a short text nor a number")
-    return dict(value)
+    return {key: _spaced(fact) if type(fact) is str else fact for key, fact in value.items()}

@@ -10,6 +10,7 @@ import numpy as np
 from edgeyolo.bench.frames import Setting
 from edgeyolo.bench.record import STAGES, RunRecord, parse_record
 from edgeyolo.bench.stats import MIN_ROUNDS, Floats, Spread, medians_by_count, ratio
+from edgeyolo.errors import InputError
 from edgeyolo.serve.posted import ROW, Row
 from edgeyolo.serve.served import Served
 
@@ -84,14 +85,25 @@ def records_of(
         run: what was measured.
         setting: thresholds.
         pictures: how many golden ones there are.
-        end: status of the run and the reason, for all models that have not failed before.
+        end: status of the run and the reason, for all models that have not failed before; a model that was not
+            compared with golden data, or has no frames, is never ``ok``.
         device: as the labels have it.
 
     Raises InputError: what the phone sent makes no record.
     """
+    try:
+        return _records(name, run, setting, pictures, end, device)
+    except (ValueError, OverflowError) as error:
+        raise InputError("what the phone sent makes no record", got=str(error)[:200]) from error
+
+
+def _records(
+    name: str, run: Run, setting: Setting, pictures: int, end: tuple[str, str | None], device: str
+) -> list[RunRecord]:
     frames = np.array(run.frames, np.float64).reshape(-1, len(ROW))
     each = [frames[frames[:, 0] == i] for i in range(len(run.parts))]
-    ends = [end if part.failed is None else ("failed", part.failed) for part in run.parts]
+    blocks = [_blocks(own) for own in each]
+    ends = [_end(part, len(own), end) for part, own in zip(run.parts, each, strict=True)]
     measured = [
         i for i, (own, (status, _)) in enumerate(zip(each, ends, strict=True)) if len(own) and status != "failed"
     ]
@@ -102,10 +114,20 @@ def records_of(
             "run": name, "started": run.started, "status": ends[i][0], "reason": ends[i][1],
             "contender": f"{part.model.name} {run.how} on {device}", "pictures": len(own) if run.camera else pictures,
             "setting": {**asdict(setting), "nms": part.model.detector.nms_kind},
-            "ratio": _ratio(own, each[measured[0]]) if compared else None,
+            "ratio": _ratio(blocks[i], blocks[measured[0]]) if compared else None,
+            "rounds": tuple(map(len, blocks[i].values())),
         }  # fmt: skip
         records.append(parse_record(_record(run, part, own, shared).to_line(), "what a phone sent"))
     return records
+
+
+def _end(part: Part, frames: int, end: tuple[str, str | None]) -> tuple[str, str | None]:
+    """Status and reason of one model: of the run, unless the model failed or shows nothing."""
+    if part.failed is not None:
+        return "failed", part.failed
+    if end[0] == "ok" and part.golden is None:
+        return "failed", "not compared with golden data"
+    return ("failed", "no frames") if end[0] == "ok" and not frames else end
 
 
 def _record(run: Run, part: Part, frames: Floats, shared: dict[str, Any]) -> RunRecord:
@@ -123,22 +145,21 @@ def _record(run: Run, part: Part, frames: Floats, shared: dict[str, Any]) -> Run
         kept=float(columns["kept"].mean()) if columns else None,
         curve=medians_by_count(columns["candidates"], columns["nms"]) if columns else (),
         energy="a browser does not tell", totals_ms=tuple(round(float(t), 4) for t in totals),
-        rounds=tuple(len(block) for block in _blocks(frames).values()), machine={**run.machine, **golden}, **shared,
+        machine={**run.machine, **golden}, **shared,
     )  # fmt: skip
 
 
 def _blocks(frames: Floats) -> dict[float, Floats]:
-    """Round -> totals of its frames, in order."""
-    rounds, totals = frames[:, ROW.index("round")], frames[:, ROW.index("total")]
-    return {float(number): totals[rounds == number] for number in np.unique(rounds)}
+    """Round -> totals of its frames, in order; rounds never go back."""
+    numbers, starts = np.unique(frames[:, ROW.index("round")], return_index=True)
+    return dict(zip(numbers.tolist(), np.split(frames[:, ROW.index("total")], starts[1:]), strict=False))
 
 
-def _ratio(frames: Floats, reference: Floats) -> dict[str, float] | None:
+def _ratio(own: dict[float, Floats], other: dict[float, Floats]) -> dict[str, float] | None:
     """Of the median total, over the rounds that both have whole; None where there are too few or no times.
 
     In a round that broke off one of them has seen fewer pictures.
     """
-    own, other = _blocks(frames), _blocks(reference)
     common = [number for number in own if len(own[number]) == len(other.get(number, ()))]
     if len(common) < MIN_ROUNDS or not all(other[number].min() > 0 for number in common):
         return None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,21 @@ class Served:
     numbers: str
     artefact_bytes: int
     sha256: str
+
+
+def all_served(paths: Sequence[Path]) -> list[Served]:
+    """What a page gets of all paths; those of one name are called by as many folders as tell them apart."""
+    found = [(path.parent.resolve().parts, model) for path in paths for model in served_models(path)]
+    named = []
+    for folders, model in found:
+        others = {other for other, one in found if one.name == model.name} - {folders}
+        enough = next(n for n in range(len(folders) + 1) if _last(folders, n) not in {_last(o, n) for o in others})
+        named.append(replace(model, name="/".join((*_last(folders, enough), model.name))))
+    return named
+
+
+def _last(folders: tuple[str, ...], count: int) -> tuple[str, ...]:
+    return folders[max(0, len(folders) - count) :]
 
 
 def served_models(path: Path) -> list[Served]:

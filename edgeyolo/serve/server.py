@@ -41,7 +41,7 @@ TYPES = {
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'; connect-src 'self'; "
-        "img-src 'self' blob:; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
     # With these two a browser allows shared memory, which threads need, where the context is secure.
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -136,9 +136,26 @@ class PhoneServer(ThreadingHTTPServer):
         hosts = ["localhost", *_own_addresses()] if host in ("0.0.0.0", "") else [str(host)]
         return [f"{self.scheme}://{name}:{port}/{self.token}/" for name in hosts]
 
+    def serve_forever(self, poll_interval: float = 0.5) -> None:
+        """Answer until ``shutdown``; meanwhile another thread, which no Ctrl-C interrupts, sees who has gone away."""
+        stop = threading.Event()
+        sweeper = threading.Thread(target=self._sweep, args=(stop, poll_interval), daemon=True)
+        sweeper.start()
+        try:
+            super().serve_forever(poll_interval)
+        finally:
+            stop.set()
+            sweeper.join()
+
+    def _sweep(self, stop: threading.Event, seconds: float) -> None:
+        while not stop.wait(seconds):
+            try:
+                self.desk.sweep()
+            except Exception as error:  # pages are served all the same
+                self.desk.say(f"cannot see who has gone away: {error!r}")
+
     def service_actions(self) -> None:
-        """Between requests: see who has gone away, and end connections that only hold a place."""
-        self.desk.sweep()
+        """Between requests: end connections that only hold a place."""
         with self._lock:
             late = [request for request, deadline in self._silent.items() if deadline < time.monotonic()]
         for request in late:

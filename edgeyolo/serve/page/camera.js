@@ -1,7 +1,12 @@
 // The camera of this device, which a browser gives to secure contexts only.
 
+import { within } from "./wait.js";
+
 const WANTED = { audio: false, video: { facingMode: "environment", width: { ideal: 640 }, height: { ideal: 480 } } };
 const SILENCE_MS = 5000; // without a picture, as when a call comes in
+const ANSWER_MS = 60000; // of who is asked whether the page may use the camera
+const seconds = (ms) => `${ms / 1000} s`;
+const off = (stream) => stream.getTracks().forEach((track) => track.stop());
 const REASONS = {
   NotAllowedError: "allow it for this page in the browser's settings, then measure again",
   NotFoundError: "there is none",
@@ -16,15 +21,17 @@ export function cameraMissing() {
 }
 
 export class Camera {
-  // gone(text) is called once, when no more pictures come. Throws an Error with one sentence.
-  static async open(video, gone) {
+  // gone(text) is called once, when no more pictures come; givenUp: an AbortSignal. Throws an Error with one sentence.
+  static async open(video, gone, givenUp) {
+    const asked = navigator.mediaDevices.getUserMedia(WANTED);
     try {
-      const stream = await navigator.mediaDevices.getUserMedia(WANTED);
+      const stream = await within(asked, ANSWER_MS, `nobody allowed it for ${seconds(ANSWER_MS)}`, givenUp);
       video.srcObject = stream;
-      await video.play();
+      await within(video.play(), SILENCE_MS, `it gave no picture for ${seconds(SILENCE_MS)}`, givenUp);
       return new Camera(video, stream, gone);
     } catch (error) {
-      video.srcObject?.getTracks().forEach((track) => track.stop());
+      asked.then(off, () => null); // also a stream that comes later
+      video.srcObject = null;
       throw new Error(`the camera cannot be used: ${REASONS[error.name] ?? error.message}`);
     }
   }
@@ -40,14 +47,14 @@ export class Camera {
 
   // The next picture that the camera takes.
   async next() {
-    const late = setTimeout(() => this.gone(`the camera gave no picture for ${SILENCE_MS / 1000} s`), SILENCE_MS);
+    const late = setTimeout(() => this.gone(`the camera gave no picture for ${seconds(SILENCE_MS)}`), SILENCE_MS);
     await new Promise((resolve) => this.video.requestVideoFrameCallback(resolve));
     clearTimeout(late);
     return createImageBitmap(this.video);
   }
 
   close() {
-    for (const track of this.stream.getTracks()) track.stop();
+    off(this.stream);
     this.video.srcObject = null;
   }
 }

@@ -1,5 +1,9 @@
 // What a browser tells of the device it runs on; much of it only where the context is secure.
 
+import { within } from "./wait.js";
+
+const HINT_MS = 3000; // some drivers never answer
+
 // The smallest step of the clock in ms: stages that are shorter cannot be measured one by one.
 function clockStep() {
   let least = Infinity;
@@ -14,7 +18,7 @@ function clockStep() {
 
 async function gpu() {
   if (!navigator.gpu) return null;
-  const adapter = await navigator.gpu.requestAdapter().catch(() => null);
+  const adapter = await within(navigator.gpu.requestAdapter(), HINT_MS, "no answer").catch(() => null);
   const info = adapter?.info;
   return adapter && ([info?.vendor, info?.architecture, info?.description].filter(Boolean).join(" ") || "unnamed");
 }

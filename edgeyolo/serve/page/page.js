@@ -110,18 +110,28 @@ function stopIfHidden() {
   if (document.hidden) current?.finish("stopped", "the page went to the background, where browsers slow it down");
 }
 
+function button(text, act) {
+  Object.assign(element("start"), { disabled: act === null, textContent: text, onclick: act });
+}
+
+function stop() {
+  button("Stopping ...", null);
+  current.finish("stopped", "the user stopped it");
+}
+
 async function start() {
-  element("start").disabled = true;
   for (const id of ["verdicts", "results", "pictures"]) element(id).hidden = true;
   remember();
   say("Starting ...");
   const chosen = order();
   element(chosen.source === "camera" ? "progress" : "results").after(element("pictures")); // what is live comes first
+  current = new Run(chosen, facts, view);
+  button("Stop", stop);
+  stopIfHidden();
   try {
-    current = await Run.start(chosen, facts, device, element("video"), view);
-    stopIfHidden();
+    await current.begin(device, element("video"));
   } catch (error) {
-    element("start").disabled = false;
+    button("Measure", start);
     say(`Cannot start: ${error.message}`, true);
   }
 }
@@ -159,15 +169,12 @@ const view = {
 
   ended({ status, reason, problem }) {
     element("progress").hidden = true;
-    const button = element("start");
-    button.disabled = false;
     if (problem !== null) {
       say(`The result did not arrive: ${problem}. It is still here.`, true);
-      button.textContent = "Send again";
-      button.onclick = () => {
-        button.disabled = true;
-        current.deliver(status, reason);
-      };
+      button("Send again", () => {
+        button("Sending ...", null);
+        current.deliver();
+      });
       return;
     }
     view.changed();
@@ -178,8 +185,7 @@ const view = {
     const records = counts.length === 1 ? "a record" : `${counts.length} records`;
     const frames = Math.max(...counts) ? `of ${[...new Set(counts)].join(", ")} frames` : "without frames";
     say(`${ends[status]}${some} The server has ${records} ${frames}.`, status === "failed" || failed > 0);
-    button.textContent = "Measure again";
-    button.onclick = start;
+    button("Measure again", start);
     document.documentElement.dataset.end = status;
   },
 };
@@ -204,7 +210,7 @@ async function show(number) {
 // Once a second: the page is still there, and what it measured since.
 async function beat() {
   try {
-    const measuring = current !== null && !current.ended;
+    const measuring = current?.delivery && !current.ended;
     const answer = measuring ? await current.report().catch(() => null) : await alive();
     if (answer) others(answer);
     if (lost && current === null) say("Ready.");
@@ -226,7 +232,7 @@ async function main() {
   addEventListener("pagehide", () => {
     current?.finish("stopped", "the page was closed");
     // It must not overtake the last report; the server sees by itself who is gone.
-    if (current === null || current.delivery.arrived) leave();
+    if (!current?.delivery || current.delivery.arrived) leave();
   });
   addEventListener("visibilitychange", stopIfHidden);
   say("Ready.");

@@ -6,35 +6,10 @@ import { Delivery } from "./server.js";
 // Calls view.stage(text), view.changed() when something is new, view.live(frame) for every video frame, and
 // view.ended({ status, reason, problem }) when it is over; problem says why the server may not have the result.
 export class Run {
-  // order: what the server is told of the run, and how many frames. Throws an Error where the run cannot begin.
-  static async start(order, facts, device, video, view) {
-    const run = new Run(order, facts, view);
-    let trouble = null;
-    const machine = { ...device };
-    if (order.source === "camera") {
-      try {
-        run.camera = await Camera.open(video, (text) => {
-          if (run.delivery) run.finish("stopped", text);
-          else trouble = text;
-        });
-        machine.camera = run.camera.size;
-      } catch (error) {
-        trouble = error.message;
-      }
-    }
-    const { frames, ...rest } = order;
-    try {
-      run.delivery = await Delivery.open({ ...rest, machine });
-    } catch (error) {
-      run.camera?.close();
-      throw error;
-    }
-    run.#go(trouble);
-    return run;
-  }
-
+  // order: what the server is told of the run, and how many frames.
   constructor(order, facts, view) {
-    Object.assign(this, { order, facts, view, frames: [], version: null, ended: false });
+    Object.assign(this, { order, facts, view, frames: [], version: null, ended: false, delivery: null });
+    this.givenUp = new AbortController();
     const models = order.models.map((number) => facts.models[number]);
     const folder = /^[^/]*\//.exec(models[0].name)?.[0] ?? "";
     const cut = models.every(({ name }) => name.startsWith(folder)) ? folder.length : 0;
@@ -42,8 +17,32 @@ export class Run {
     this.parts = models.map((model) => ({ model, name: model.name.slice(cut), boxes: new Map(), outcome: {} }));
   }
 
-  async #go(trouble) {
-    if (trouble) return this.finish("failed", trouble);
+  // Measure, unless finish is called meanwhile. Throws an Error where the server does not take the run.
+  async begin(device, video) {
+    const machine = { ...device };
+    if (this.order.source === "camera" && !this.ended) {
+      this.view.stage("Waiting for the camera ...");
+      try {
+        this.camera = await Camera.open(video, (text) => this.finish("stopped", text), this.givenUp.signal);
+        machine.camera = this.camera.size;
+        if (this.ended) this.camera.close();
+      } catch (error) {
+        this.finish("failed", error.message);
+      }
+    }
+    const { frames, ...rest } = this.order;
+    try {
+      this.delivery = await Delivery.open({ ...rest, machine });
+    } catch (error) {
+      this.ended = true;
+      this.camera?.close();
+      throw error;
+    }
+    if (this.ended) this.deliver();
+    else this.#measure();
+  }
+
+  async #measure() {
     this.worker = new Worker("worker.js", { type: "module" });
     this.worker.onmessage = ({ data }) => this.ended || this.#heard[data.kind](data);
     this.worker.onerror = (event) => this.finish("failed", `the worker cannot run: ${event.message ?? "not loaded"}`);
@@ -108,22 +107,23 @@ export class Run {
 
   // The last report does not wait for one on its way: a page that is closed could not send it then.
   finish(status, reason = null) {
-    if (this.ended) return undefined;
-    this.ended = true;
+    if (this.ended) return;
+    Object.assign(this, { ended: true, end: { status, reason } });
+    this.givenUp.abort();
     this.worker?.terminate();
     this.camera?.close();
     this.wake?.release();
-    return this.deliver(status, reason);
+    if (this.delivery) this.deliver(); // else begin does it
   }
 
-  async deliver(status, reason) {
+  async deliver() {
     let problem = null;
     try {
-      const { records } = await this.report({ status, reason });
+      const { records } = await this.report(this.end);
       records.forEach((record, i) => Object.assign(this.parts[i], { record }));
     } catch (error) {
       problem = error.message;
     }
-    this.view.ended({ status, reason, problem });
+    this.view.ended({ ...this.end, problem });
   }
 }

@@ -21,13 +21,19 @@ const videoFrame = () =>
     tell("wanted");
   });
 
+// The memory of a model that is out is free for the others.
+async function drop(part) {
+  part.failed = true;
+  await part.network?.session.release().catch(() => null);
+}
+
 // Do something with one model of the run; where that fails the model is out, and the others go on.
 async function attempt(part, act) {
   try {
     await act();
   } catch (error) {
-    part.failed = true;
     tell("failed", { part: part.at, text: sentence(error) });
+    await drop(part);
   }
 }
 
@@ -41,9 +47,7 @@ async function load(ort, part, order, facts) {
   const found = (picture, boxes) => tell("boxes", { part: part.at, picture, boxes });
   const result = await check(part.network, number, facts, found);
   tell("golden", { part: part.at, ...result, load_ms: part.network.loadMs });
-  if (result.good) return;
-  part.failed = true;
-  await part.network.session.release();
+  if (!result.good) await drop(part);
 }
 
 // Frames on their way to the page, a few at a time.
