@@ -53,7 +53,9 @@ def verify(
     target = read_target(bundle)
     mine = {"fpga": ("golden", "ort", "engine"), "tensorrt": ("ort", "rtx", "engine"), "mobile": ()}.get(target)
     if mine is None:
-        raise InputError("no way to verify a bundle for this target", where=bundle, got=target[:40], hint="export it for a target")
+        raise InputError(
+            "no way to verify a bundle for this target", where=bundle, got=target[:40], hint="export it for a target"
+        )
     if wrong := sorted(set(skip) - set(mine)):
         where, allowed = f"--skip, a bundle for {target}", ", ".join(mine)
         raise InputError("there is no such check", where=where, got=", ".join(wrong), allowed=allowed or "none")
