@@ -124,7 +124,7 @@ def test_runner_names_the_extra_when_onnxruntime_is_missing(model: Path, monkeyp
         return original(name, *rest, **named)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(InputError, match=r"edgeyolo\[export\]"):
+    with pytest.raises(InputError, match=r"edgeyolo\[onnx\]"):
         open_runner(model)
 
 

@@ -379,5 +379,5 @@ def test_missing_tools_are_named(good_bundle: Path, monkeypatch: pytest.MonkeyPa
         return original(name, *rest, **named)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(InputError, match=r"edgeyolo\[export\]"):
+    with pytest.raises(InputError, match=r"edgeyolo\[onnx\]"):
         verify(good_bundle, QUIET, skip=("engine",))
