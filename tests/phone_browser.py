@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from phone_site import Site
+from phone_site import Site, tiny_models
+from tiny_models import Tiny, succeed
 
 from edgeyolo.bench.record import read_records
+from edgeyolo.errors import InputError
+from edgeyolo.serve.ortweb import find_runtime
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -109,3 +112,20 @@ def probe(here: Site) -> dict[str, Any]:
     extend(here, "page.js", PROBE)
     here.server.posts["probe"] = lambda data: shown.update(data) or {}
     return shown
+
+
+def tiny_onnx(tiny: Tiny, folder: Path) -> Path:
+    """The tiny model as one float file."""
+    model = folder / "tiny.onnx"
+    succeed("export", *tiny.model(), "--names", tiny.names, "--target", "onnx", "-o", model)
+    return model
+
+
+def site_parts(model: Path, pictures: Path) -> dict[str, Any]:
+    """What ``site`` needs to serve a model or a bundle; skips where nobody has fetched the runtime."""
+    try:
+        runtime = find_runtime(None)
+    except InputError as error:
+        pytest.skip(str(error))
+    models, golden, photos = tiny_models(model, pictures)
+    return {"models": models, "golden": golden, "photos": photos, "runtime": runtime}

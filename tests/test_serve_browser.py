@@ -15,18 +15,30 @@ from typing import Any
 
 import numpy as np
 import pytest
-from phone_browser import PLAIN, browsing, extend, hurry, needs_browser, patch, probe, visit, wait_for, written
-from phone_site import site, tiny_models
-from tiny_models import Tiny, succeed
+from phone_browser import (
+    PLAIN,
+    browsing,
+    extend,
+    hurry,
+    needs_browser,
+    patch,
+    probe,
+    site_parts,
+    tiny_onnx,
+    visit,
+    wait_for,
+    written,
+)
+from phone_site import site
+from tiny_models import Tiny
 
 from edgeyolo.bench.record import read_records
 from edgeyolo.detector import NMS_KINDS, RESIZES, Detector, Head, Preprocess
-from edgeyolo.errors import InputError
 from edgeyolo.images import to_input
 from edgeyolo.nms import _corners, _overlap, _penalty, nms
 from edgeyolo.postprocess import decode, detect, head_entries
 from edgeyolo.serve.desk import GONE
-from edgeyolo.serve.ortweb import BACKENDS, VERSION, find_runtime
+from edgeyolo.serve.ortweb import BACKENDS, VERSION
 from edgeyolo.serve.server import TYPES
 
 pytestmark = needs_browser
@@ -34,15 +46,9 @@ pytestmark = needs_browser
 
 @pytest.fixture(scope="module")
 def parts(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    try:
-        runtime = find_runtime(None)
-    except InputError as error:
-        pytest.skip(str(error))
-    model = tmp_path_factory.mktemp("served") / "tiny.onnx"
-    succeed("export", *tiny.model(), "--names", tiny.names, "--target", "onnx", "-o", model)
-    models, golden, photos = tiny_models(model, tiny.pictures)
-    assert sum(len(one.detections) for one in golden[0]) > 3
-    return {"models": models, "golden": golden, "photos": photos, "runtime": runtime}
+    found = site_parts(tiny_onnx(tiny, tmp_path_factory.mktemp("served")), tiny.pictures)
+    assert sum(len(one.detections) for one in found["golden"][0]) > 3
+    return found
 
 
 class Asked(dict[str, Any]):

@@ -11,18 +11,16 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from phone_browser import browsing, extend, hurry, needs_browser, patch, probe, wait_for
+from phone_browser import browsing, extend, hurry, needs_browser, patch, probe, site_parts, wait_for
 from phone_site import Site, site, tiny_models
 from tiny_models import Tiny, succeed
 
 from edgeyolo.bench.record import read_records
 from edgeyolo.bench.stats import MIN_ROUNDS
 from edgeyolo.bundle import sha256
-from edgeyolo.errors import InputError
 from edgeyolo.export.mobile_choice import decide
 from edgeyolo.lower.mobile.formats import FORMATS, encode
 from edgeyolo.ort import model_bytes
-from edgeyolo.serve.ortweb import find_runtime
 from edgeyolo.serve.served import GRAPHS
 
 pytestmark = needs_browser
@@ -41,12 +39,7 @@ def bundle(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def parts(tiny: Tiny, bundle: Path) -> dict[str, Any]:
-    try:
-        runtime = find_runtime(None)
-    except InputError as error:
-        pytest.skip(str(error))
-    models, golden, photos = tiny_models(bundle, tiny.pictures)
-    return {"models": models, "golden": golden, "photos": photos, "runtime": runtime}
+    return site_parts(bundle, tiny.pictures)
 
 
 def test_all_variants_of_a_bundle_are_measured_in_turns(parts, bundle, tmp_path):

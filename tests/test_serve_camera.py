@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from phone_browser import browsing, extend, hurry, needs_browser, patch, wait_for
-from phone_site import Site, site, tiny_models
-from tiny_models import Tiny, succeed
+from phone_browser import browsing, extend, hurry, needs_browser, patch, site_parts, tiny_onnx, wait_for
+from phone_site import Site, site
+from tiny_models import Tiny
 
 from edgeyolo.bench.record import read_records
-from edgeyolo.errors import InputError
-from edgeyolo.serve.ortweb import find_runtime
 
 pytestmark = needs_browser
 
@@ -24,15 +22,9 @@ REFUSED = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream
 @pytest.fixture(scope="module")
 def parts(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Two models, so that there is a turn to take."""
-    try:
-        runtime = find_runtime(None)
-    except InputError as error:
-        pytest.skip(str(error))
-    model = tmp_path_factory.mktemp("served") / "tiny.onnx"
-    succeed("export", *tiny.model(), "--names", tiny.names, "--target", "onnx", "-o", model)
-    (model,), (golden,), photos = tiny_models(model, tiny.pictures)
-    models = [model, replace(model, name="other.onnx")]
-    return {"models": models, "golden": [golden] * 2, "photos": photos, "runtime": runtime}
+    found = site_parts(tiny_onnx(tiny, tmp_path_factory.mktemp("served")), tiny.pictures)
+    (model,), golden = found["models"], found["golden"]
+    return {**found, "models": [model, replace(model, name="other.onnx")], "golden": golden * 2}
 
 
 WATCH = b"""

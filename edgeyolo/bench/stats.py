@@ -54,6 +54,10 @@ class TimeRatio:
         """Whether the interval says which of the two is faster."""
         return self.low > 1 or self.high < 1
 
+    def to_json(self) -> dict[str, float]:
+        """Rounded to what an interval can tell."""
+        return {key: round(value, 4) for key, value in asdict(self).items()}
+
     def __str__(self) -> str:
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 

@@ -131,7 +131,7 @@ def _ratio(c: Contender, measured: Measured, reference: Measured) -> dict[str, f
     if measured is reference or count < MIN_ROUNDS:
         return None
     own, other = ([_times(c, block) for block in side.blocks[:count]] for side in (measured, reference))
-    return {key: round(value, 4) for key, value in asdict(ratio(own, other)).items()}
+    return ratio(own, other).to_json()
 
 
 def _times(c: Contender, block: Block) -> Floats:

@@ -174,7 +174,8 @@ def export_mobile(
     choice = _choose(model, pictures, request, log)
     quant = _quantise(model, pictures, replace(request.int8, keep_float=choice.keep_float), log)
     variants = _variants(model, quant, pictures, request)
-    parities = [*parities, parity("widened", model, variants["fp32"], list(pictures.spread(PARITY_PICTURES)))]
+    if request.board.channel_block > 1:
+        parities = [*parities, parity("widened", model, variants["fp32"], list(pictures.spread(PARITY_PICTURES)))]
     for name, variant in variants.items():
         stages.save(f"50-{name}", variant)
     with log.stage("ledger") as details:

@@ -163,5 +163,4 @@ def _ratio(own: dict[float, Floats], other: dict[float, Floats]) -> dict[str, fl
     common = [number for number in own if len(own[number]) == len(other.get(number, ()))]
     if len(common) < MIN_ROUNDS or not all(other[number].min() > 0 for number in common):
         return None
-    found = ratio([own[number] for number in common], [other[number] for number in common])
-    return {key: round(value, 4) for key, value in asdict(found).items()}
+    return ratio([own[number] for number in common], [other[number] for number in common]).to_json()
