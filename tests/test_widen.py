@@ -93,6 +93,16 @@ def test_what_would_meet_something_else_stays(rest: str, outputs: list[int]) -> 
     assert widened(model)[2] == outputs
 
 
+def test_a_concatenation_needs_to_know_how_many_channels_are_whole_already() -> None:
+    arrays = STEM | {"w": whole(16, 3, 1, 1), "c": whole(4, 40, 1, 1)}
+    model = network(f"{FIRST} v = Conv(images, w) j = Concat<axis=1>(v, u) head = Conv(j, c)", arrays)
+    blind = copy_model(model)
+    for value in (v for node in blind.graph for v in node.outputs if v.name == "v"):
+        value.shape = None
+    assert widen(blind, 16) == 1, "the stem; what is joined stays"
+    assert widened(with_types(model))[2] == [16, 32, 16, 4]
+
+
 def test_results_of_the_network_stay() -> None:
     text = "(float[1,3,8,8] images) => (float[1,8,8,8] t, float[1,4,8,8] head)"
     model = build(f"{text} {{ {FIRST} head = Conv(u, h) }}", STEM)

@@ -54,7 +54,7 @@ class _Plan:
     def visit(self, node: ir.Node) -> None:
         padded = [self.values.get(v) if v is not None else None for v in node.inputs]
         found = None
-        if node.op_type == "Conv" and _fixed(node) and not any(padded[1:]):
+        if node.op_type == "Conv" and _fixed(node):
             found = self._conv(node, padded[0])
         elif any(padded):
             found = _passed(node, padded)
